@@ -1,0 +1,735 @@
+//! Walks the chain of one shard through its segments, by the decision table. Reads only.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use crate::aligned::AlignedBuf;
+use crate::batch::{Batch, Digest, LogId};
+use crate::io::{Access, Disk};
+use crate::manifest::{Loss, Sealed, SegmentState, ShardState};
+use crate::segment::footer::{self, FooterFault, IndexEntry, SUMMARY_BYTES, Summary};
+use crate::segment::header::{Found, Header, Origin, Predecessor};
+use crate::segment::paths::{self, Name};
+use crate::segment::scan::{Scan, scan};
+use crate::wal::table::{Action, By, Claim, Here, decide};
+
+/// Whose chain it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The log.
+    pub log: LogId,
+    /// Layout generation.
+    pub generation: u32,
+    /// Shard.
+    pub shard: u32,
+}
+
+/// What the next batch must say of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chain {
+    /// Its number.
+    pub number: u64,
+    /// Its first sequence.
+    pub seq: u64,
+    /// Digest of the one before.
+    pub previous: Digest,
+}
+
+impl Chain {
+    /// Before the first batch of a shard.
+    pub const START: Chain = Chain { number: 0, seq: 0, previous: [0; 32] };
+
+    fn advance(&mut self, entry: &IndexEntry) {
+        self.number = entry.number + 1;
+        self.seq = entry.end_seq();
+        self.previous = entry.digest;
+    }
+}
+
+/// Something that was durable and is not what it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Damage {
+    /// Verdict in capitals, stable.
+    pub verdict: &'static str,
+    /// Where.
+    pub place: String,
+    /// What it means.
+    pub meaning: String,
+    /// The batches that are gone, where that is known.
+    pub loss: Option<Loss>,
+}
+
+/// One segment of the chain.
+#[derive(Debug, Clone)]
+pub struct Segment {
+    /// Index within the shard.
+    pub index: u64,
+    /// Its header.
+    pub header: Header,
+    /// Its batches that count.
+    pub batches: Vec<IndexEntry>,
+    /// Offset after the last of them.
+    pub end: u64,
+    /// Offset after the last block with data.
+    pub nonblank_end: u64,
+    /// Length of the file.
+    pub file_bytes: u64,
+}
+
+/// A segment file that is not part of the chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unused {
+    /// Index within the shard.
+    pub index: u64,
+    /// Length of the file.
+    pub file_bytes: u64,
+    /// Offset after the last block with data.
+    pub nonblank_end: u64,
+    /// What it is.
+    pub what: UnusedKind,
+}
+
+/// Why a segment file is not part of the chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnusedKind {
+    /// Prepared and never begun.
+    Spare,
+    /// A recovery began it and crashed before anybody saw it: the next one writes it anew.
+    UnfinishedRecovery,
+    /// Its batches were never acknowledged, or live on in a later segment.
+    Void,
+}
+
+/// How the chain ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// Label of the row.
+    pub label: &'static str,
+    /// Bytes beyond it that are not zeros, over all segments.
+    pub cut_bytes: u64,
+}
+
+/// What is known of one shard's chain, from its last sealed segment on.
+#[derive(Debug, Clone)]
+pub struct Examined {
+    /// The last sealed segment.
+    pub base: Option<Predecessor>,
+    /// The chain at the base.
+    pub base_chain: Chain,
+    /// The segments after it, in chain order.
+    pub segments: Vec<Segment>,
+    /// What comes after the last batch.
+    pub chain: Chain,
+    /// Count of batches that are known to have been durable.
+    pub watermark: u64,
+    /// The greatest log time seen.
+    pub log_time_max: u64,
+    /// Segment files that do not belong to the chain.
+    pub unused: Vec<Unused>,
+    /// How it ended.
+    pub end: End,
+    /// What is wrong. A chain with damage must not be written to.
+    pub damage: Vec<Damage>,
+    /// The least index that no segment has had.
+    pub next_index: u64,
+}
+
+/// A segment file that was read.
+struct File {
+    header: Option<Header>,
+    scan: Scan,
+}
+
+/// Reads what the manifest says is sealed: header, footer and index, all compared with it.
+pub fn read_sealed<D: Disk>(
+    disk: &D,
+    place: Place,
+    index: u64,
+    sealed: &Sealed,
+) -> io::Result<Result<(Summary, Vec<IndexEntry>), Damage>> {
+    let name = paths::segment(place.shard, index);
+    let damaged = |verdict, meaning: String| {
+        let loss = Loss { batches: sealed.batches.clone(), seqs: sealed.seqs.clone() };
+        Ok(Err(Damage { verdict, place: name.clone(), meaning, loss: Some(loss) }))
+    };
+    let file = match disk.open(&name, Access::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return damaged(
+                "MISSING",
+                format!(
+                    "sealed segment with batches {}..{} (records {}..{}) is gone",
+                    sealed.batches.start, sealed.batches.end, sealed.seqs.start, sealed.seqs.end
+                ),
+            );
+        }
+        other => other?,
+    };
+    let file_bytes = disk.bytes(&file)?;
+    if file_bytes != sealed.bytes {
+        return damaged(
+            "LENGTH",
+            format!("{file_bytes} bytes; the manifest sealed it with {}", sealed.bytes),
+        );
+    }
+    match read_footer(disk, &file, file_bytes)? {
+        Ok((summary, entries, digest)) => {
+            let same = digest == sealed.digest
+                && summary.log == place.log
+                && summary.shard == place.shard
+                && summary.index == index;
+            if same {
+                Ok(Ok((summary, entries)))
+            } else {
+                damaged(
+                    "FOOTER",
+                    "the footer is whole, but is not the one that the manifest sealed".to_owned(),
+                )
+            }
+        }
+        Err(fault) => damaged("FOOTER", fault.to_string()),
+    }
+}
+
+/// Reads a footer, if the file has one.
+#[allow(clippy::type_complexity)]
+pub fn read_footer<D: Disk>(
+    disk: &D,
+    file: &D::File,
+    file_bytes: u64,
+) -> io::Result<Result<(Summary, Vec<IndexEntry>, Digest), FooterFault>> {
+    let block = u64::from(disk.block_bytes());
+    if file_bytes < block || !file_bytes.is_multiple_of(block) {
+        return Ok(Err(FooterFault::Absent));
+    }
+    let mut last = AlignedBuf::zeroed(block as usize);
+    disk.read(file, file_bytes - block, &mut last)?;
+    let tail = &last[block as usize - SUMMARY_BYTES..block as usize];
+    let summary = match Summary::read(tail, file_bytes, block as u32) {
+        Ok(summary) => summary,
+        Err(fault) => return Ok(Err(fault)),
+    };
+    let bytes = (file_bytes - summary.footer_offset) as usize;
+    let mut whole = AlignedBuf::zeroed(bytes);
+    let filled = disk.read(file, summary.footer_offset, &mut whole[..bytes])?;
+    if filled < bytes {
+        return Ok(Err(FooterFault::Damaged));
+    }
+    Ok(footer::decode(&whole[..bytes], &summary).map(|(entries, digest)| (summary, entries, digest)))
+}
+
+/// Examines a shard from its last sealed segment on.
+pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Result<Examined> {
+    let mut damage = Vec::new();
+    let sizes: BTreeMap<u64, u64> = disk
+        .list()?
+        .into_iter()
+        .filter_map(|e| match paths::parse(&e.name) {
+            Name::Segment { shard, index } if shard == place.shard => Some((index, e.bytes)),
+            _ => None,
+        })
+        .collect();
+    let last_sealed = manifest.segments.iter().rev().find_map(|(&index, state)| match state {
+        SegmentState::Sealed(sealed) => Some((index, sealed)),
+        _ => None,
+    });
+    for (&index, state) in manifest.segments.iter().filter(|(index, _)| !sizes.contains_key(index)) {
+        let loss = match state {
+            // Nothing in a void one counts, so nothing is lost with it; `verify` tells.
+            SegmentState::Retired | SegmentState::Void => continue,
+            // Read below.
+            SegmentState::Sealed(_) if last_sealed.is_some_and(|(last, _)| last == index) => continue,
+            SegmentState::Sealed(sealed) if manifest.is_lost(&sealed.batches) => continue,
+            SegmentState::Sealed(s) => Some(Loss { batches: s.batches.clone(), seqs: s.seqs.clone() }),
+            SegmentState::Exists { .. } => None,
+        };
+        damage.push(Damage {
+            verdict: "MISSING",
+            place: paths::segment(place.shard, index),
+            meaning: "the manifest says that this segment exists".to_owned(),
+            loss,
+        });
+    }
+    let next_index = manifest.segments.keys().chain(sizes.keys()).max().map_or(0, |i| i + 1);
+
+    let mut out = Examined {
+        base: None,
+        base_chain: Chain::START,
+        segments: Vec::new(),
+        chain: Chain::START,
+        watermark: 0,
+        log_time_max: 0,
+        unused: Vec::new(),
+        end: End { label: "blank tail", cut_bytes: 0 },
+        damage,
+        next_index,
+    };
+    if let Some((index, sealed)) = last_sealed {
+        match read_sealed(disk, place, index, sealed)? {
+            Ok((summary, _)) => {
+                out.chain =
+                    Chain { number: summary.end_batch, seq: summary.end_seq, previous: summary.last_digest };
+                // A segment without records still says when it was begun.
+                let begun = begun_at(disk, place, index)?;
+                out.log_time_max = summary.time_max.max(begun);
+                out.base = Some(Predecessor { index, incarnation: summary.incarnation, end: summary.end });
+            }
+            Err(_) if manifest.losses.iter().any(|l| l.batches.end == sealed.batches.end) => {
+                (out.base, out.chain) = lost_base(disk, place, index, sealed, &sizes)?;
+                out.log_time_max =
+                    lost_times(disk, place, manifest, sizes.contains_key(&index).then_some(index))?;
+            }
+            Err(d) => {
+                out.damage.push(d);
+                return Ok(out);
+            }
+        }
+    }
+    out.base_chain = out.chain;
+    out.watermark = out.chain.number;
+
+    let mut files = BTreeMap::new();
+    for &index in sizes.keys() {
+        let counts = matches!(manifest.segments.get(&index), None | Some(SegmentState::Exists { .. }));
+        if !counts || last_sealed.is_some_and(|(sealed, _)| index <= sealed) {
+            continue;
+        }
+        let file = disk.open(&paths::segment(place.shard, index), Access::ReadDirect)?;
+        files.insert(index, read_unsealed(disk, place, index, &file, &mut out.damage)?);
+    }
+    for file in files.values() {
+        // A header inside a payload must not raise the watermark; nobody knows a segment's incarnation who has
+        // not read it. Where the segment's own header is lost, any batch of this shard speaks for it.
+        let ours = file.scan.seen.iter().filter(|s| {
+            let h = &s.header;
+            let admitted = file.header.as_ref().is_none_or(|header| header.admits(&h.incarnation, h.number));
+            h.log == place.log && h.shard == place.shard && admitted
+        });
+        for seen in ours {
+            out.watermark = out.watermark.max(seen.header.durable);
+            out.log_time_max = out.log_time_max.max(seen.header.time_max).max(seen.header.anchor.log_time);
+        }
+        if let Some(header) = &file.header {
+            out.watermark = out.watermark.max(header.durable);
+            out.log_time_max = out.log_time_max.max(header.log_time);
+        }
+    }
+    follow(disk.block_bytes(), place, manifest, &files, &mut out);
+    Ok(out)
+}
+
+/// The end of a sealed segment that cannot be read, and whose end is on record as lost: what is left of it
+/// and the segment behind it say which life of the file it was and how it ended. If neither is
+/// there, the chain goes on without a digest to lean on; the loss on record is why.
+fn lost_base<D: Disk>(
+    disk: &D,
+    place: Place,
+    index: u64,
+    sealed: &Sealed,
+    sizes: &BTreeMap<u64, u64>,
+) -> io::Result<(Option<Predecessor>, Chain)> {
+    let mut base = Predecessor { index, incarnation: [0; 16], end: sealed.end };
+    let mut chain = Chain { number: sealed.batches.end, seq: sealed.seqs.end, previous: [0; 32] };
+    for &later in sizes.keys().filter(|&&later| later >= index) {
+        let file = disk.open(&paths::segment(place.shard, later), Access::ReadDirect)?;
+        let mut block = AlignedBuf::zeroed(disk.block_bytes() as usize);
+        disk.read(&file, 0, &mut block)?;
+        let Found::Good(header) = Header::read(&block) else { continue };
+        if (header.log, header.generation, header.shard) != (place.log, place.generation, place.shard) {
+            continue;
+        }
+        if later == index {
+            base.incarnation = header.incarnation;
+        }
+        let continues = (header.first_batch, header.first_seq) == (chain.number, chain.seq);
+        if let Some(p) = header.predecessor.filter(|p| continues && (p.index, p.end) == (index, sealed.end)) {
+            base = p;
+            chain.previous = header.previous;
+        }
+    }
+    Ok((Some(base), chain))
+}
+
+/// The greatest log time that can still be found where the last sealed segment is lost: in what is left
+/// of it, and in the last sealed segment that is whole. Log time must not go back.
+fn lost_times<D: Disk>(disk: &D, place: Place, manifest: &ShardState, left: Option<u64>) -> io::Result<u64> {
+    let mut time_max = 0;
+    if let Some(index) = left {
+        let file = disk.open(&paths::segment(place.shard, index), Access::ReadDirect)?;
+        let found = scan(disk, &file, u64::MAX, &mut |_, _| {})?;
+        for h in found.seen.iter().map(|s| &s.header).filter(|h| (h.log, h.shard) == (place.log, place.shard))
+        {
+            time_max = h.time_max.max(h.anchor.log_time).max(time_max);
+        }
+    }
+    for (&index, state) in manifest.segments.iter().rev() {
+        let SegmentState::Sealed(sealed) = state else { continue };
+        if let Ok((summary, _)) = read_sealed(disk, place, index, sealed)? {
+            return Ok(time_max.max(summary.time_max).max(begun_at(disk, place, index)?));
+        }
+    }
+    Ok(time_max)
+}
+
+/// Log time at which a segment was begun; 0 if its header cannot be read.
+fn begun_at<D: Disk>(disk: &D, place: Place, index: u64) -> io::Result<u64> {
+    let file = disk.open(&paths::segment(place.shard, index), Access::Read)?;
+    let mut block = AlignedBuf::zeroed(disk.block_bytes() as usize);
+    disk.read(&file, 0, &mut block)?;
+    Ok(match Header::read(&block) {
+        Found::Good(header) => header.log_time,
+        _ => 0,
+    })
+}
+
+fn read_unsealed<D: Disk>(
+    disk: &D,
+    place: Place,
+    index: u64,
+    file: &D::File,
+    damage: &mut Vec<Damage>,
+) -> io::Result<File> {
+    /// A spare is not read to its end: its first blocks tell.
+    const SPARE_BYTES: u64 = 256 << 10;
+    let mut ignore = |_: u64, _: &Batch<'_>| {};
+    let mut found = scan(disk, file, SPARE_BYTES, &mut ignore)?;
+    if found.nonblank_end > 0 {
+        found = scan(disk, file, u64::MAX, &mut ignore)?;
+    }
+    let mut complain = |verdict, meaning: String| {
+        damage.push(Damage { verdict, place: paths::segment(place.shard, index), meaning, loss: None });
+    };
+    let header = match &found.header {
+        Found::Good(header) => {
+            if header.log != place.log {
+                complain("FOREIGN-LOG", "a segment of another log".to_owned());
+                None
+            } else if (header.shard, header.index) != (place.shard, index) {
+                complain(
+                    "FOREIGN-SHARD",
+                    format!("its header says shard {} segment {}", header.shard, header.index),
+                );
+                None
+            } else {
+                Some((**header).clone())
+            }
+        }
+        Found::Unknown(version) => {
+            complain("VERSION", format!("format version {version} is newer than this program knows"));
+            None
+        }
+        Found::Blank | Found::Bad => None,
+    };
+    // A crash between a footer and its line in the manifest: the footer is no cut tail.
+    if let Some(header) = &header
+        && let Ok((summary, _, _)) = read_footer(disk, file, found.nonblank_end)?
+        && summary.incarnation == header.incarnation
+        && found.nonblank_end > u64::from(disk.block_bytes())
+    {
+        found.nonblank_end = summary.cut_end;
+    }
+    Ok(File { header, scan: found })
+}
+
+/// Follows the chain from the base through the files that were read.
+fn follow(
+    block_bytes: u32,
+    place: Place,
+    manifest: &ShardState,
+    files: &BTreeMap<u64, File>,
+    out: &mut Examined,
+) {
+    let mut current = out.base;
+    let mut stopped_in: Option<u64> = None;
+    while let Some((index, file, header)) = successor(block_bytes, place, current, files) {
+        if out.segments.iter().any(|s| s.index == index) {
+            out.damage.push(Damage {
+                verdict: "LOOP",
+                place: paths::segment(place.shard, index),
+                meaning: "the chain of segments leads back to itself".to_owned(),
+                loss: None,
+            });
+            return;
+        }
+        let named_by_next = end_named_for(block_bytes, place, index, header, files);
+        let walk =
+            walk(block_bytes, place, header, &file.scan, out.chain, out.watermark, named_by_next, manifest);
+        out.chain = walk.chain;
+        out.segments.push(Segment {
+            index,
+            header: header.clone(),
+            batches: walk.entries,
+            end: walk.end,
+            nonblank_end: file.scan.nonblank_end,
+            file_bytes: file.scan.file_bytes,
+        });
+        out.end.label = walk.label;
+        match walk.action {
+            Action::Cross => {
+                current = Some(Predecessor { index, incarnation: header.incarnation, end: walk.end });
+            }
+            Action::Damage => {
+                out.damage.push(walk.damage.expect("damage says what it is"));
+                return;
+            }
+            _ => {
+                stopped_in = Some(index);
+                break;
+            }
+        }
+    }
+    if out.chain.number < out.watermark {
+        let number = out.chain.number;
+        out.damage.push(Damage {
+            verdict: "MISSING",
+            place: format!("shard {} batch {number}", place.shard),
+            meaning: format!("batches {number}..{} were durable and are not here", out.watermark),
+            loss: None,
+        });
+        return;
+    }
+    for (&index, file) in files {
+        let in_chain = out.segments.iter().find(|s| s.index == index);
+        let nonblank_end = file.scan.nonblank_end;
+        if let Some(segment) = in_chain {
+            if stopped_in == Some(index) {
+                out.end.cut_bytes += nonblank_end.saturating_sub(segment.end);
+            }
+            continue;
+        }
+        let own_batches = |h: &Header| file.scan.seen.iter().any(|s| s.header.incarnation == h.incarnation);
+        let what = match &file.header {
+            None if nonblank_end == 0 => UnusedKind::Spare,
+            Some(h) if h.origin == Origin::Recovery && !own_batches(h) => UnusedKind::UnfinishedRecovery,
+            _ => UnusedKind::Void,
+        };
+        if what == UnusedKind::Void {
+            out.end.cut_bytes += nonblank_end;
+        }
+        out.unused.push(Unused { index, file_bytes: file.scan.file_bytes, nonblank_end, what });
+    }
+}
+
+/// The segment that continues `current`. A finished recovery wins over the rotation that it ended,
+/// and the newest over older ones.
+fn successor(
+    block_bytes: u32,
+    place: Place,
+    current: Option<Predecessor>,
+    files: &BTreeMap<u64, File>,
+) -> Option<(u64, &File, &Header)> {
+    let named = |h: &Header| match (current, h.predecessor) {
+        (None, None) => true,
+        (Some(c), Some(p)) => (c.index, c.incarnation) == (p.index, p.incarnation),
+        _ => false,
+    };
+    let candidates =
+        || files.iter().rev().filter_map(|(&i, f)| f.header.as_ref().filter(|h| named(h)).map(|h| (i, f, h)));
+    let end_fits = |h: &Header| match (current, h.predecessor) {
+        (Some(c), Some(p)) => c.end == p.end,
+        _ => true,
+    };
+    candidates()
+        .find(|(_, f, h)| {
+            h.origin == Origin::Recovery && end_fits(h) && is_finished(block_bytes, place, f, h)
+        })
+        .or_else(|| candidates().find(|(_, _, h)| h.origin == Origin::Rotation && end_fits(h)))
+}
+
+/// The end that some later segment names for this one.
+fn end_named_for(
+    block_bytes: u32,
+    place: Place,
+    index: u64,
+    header: &Header,
+    files: &BTreeMap<u64, File>,
+) -> Option<(u64, By)> {
+    let named = |f: &File| {
+        let h = f.header.as_ref()?;
+        let p = h.predecessor.filter(|p| (p.index, p.incarnation) == (index, header.incarnation))?;
+        match h.origin {
+            Origin::Recovery if is_finished(block_bytes, place, f, h) => Some((p.end, By::Recovery)),
+            Origin::Recovery => None,
+            Origin::Rotation => Some((p.end, By::Rotation)),
+        }
+    };
+    let ends: Vec<_> = files.values().rev().filter_map(named).collect();
+    ends.iter().find(|(_, by)| *by == By::Recovery).or(ends.first()).copied()
+}
+
+/// Whether recovery had written all that it carried into this segment. Before that nobody saw it.
+fn is_finished(block_bytes: u32, place: Place, file: &File, header: &Header) -> bool {
+    let mut chain = Chain { number: header.first_batch, seq: header.first_seq, previous: header.previous };
+    let mut at = u64::from(block_bytes);
+    while chain.number < header.carried_end() {
+        if observe(&file.scan, at, header, place, &chain) != Here::Valid {
+            return false;
+        }
+        let (entry, next) = entry_at(&file.scan, at, block_bytes);
+        chain.advance(&entry);
+        at = next;
+    }
+    true
+}
+
+/// What stands at a position, compared with what the chain expects there.
+pub fn observe(scan: &Scan, at: u64, header: &Header, place: Place, chain: &Chain) -> Here {
+    let Some(seen) = scan.at(at) else {
+        return if scan.is_blank(at) { Here::Blank } else { Here::Garbage };
+    };
+    let h = &seen.header;
+    if (h.log, h.generation, h.shard) != (place.log, place.generation, place.shard) {
+        return Here::Foreign;
+    }
+    let own = h.incarnation == header.incarnation;
+    if !own && !header.admits(&h.incarnation, h.number) {
+        return Here::Stale;
+    }
+    if seen.digest.is_err() {
+        return Here::Torn;
+    }
+    let in_place = !own || h.offset == at;
+    let continues = (h.number, h.first_seq, h.previous) == (chain.number, chain.seq, chain.previous);
+    if in_place && continues && header.admits(&h.incarnation, h.number) {
+        Here::Valid
+    } else {
+        Here::OutOfChain
+    }
+}
+
+fn entry_at(scan: &Scan, at: u64, block_bytes: u32) -> (IndexEntry, u64) {
+    let seen = scan.at(at).expect("observed as valid");
+    let digest = seen.digest.expect("observed as valid");
+    (IndexEntry::new(at, &seen.header, digest), seen.end(block_bytes))
+}
+
+/// How the walk through one segment went.
+pub struct Walk {
+    /// The batches that count.
+    pub entries: Vec<IndexEntry>,
+    /// Offset after the last of them.
+    pub end: u64,
+    /// The chain after them.
+    pub chain: Chain,
+    /// What follows: never [`Action::Accept`].
+    pub action: Action,
+    /// Label of the row that said so.
+    pub label: &'static str,
+    /// What is wrong, with [`Action::Damage`].
+    pub damage: Option<Damage>,
+}
+
+/// Walks one segment, position by position.
+#[allow(clippy::too_many_arguments)]
+pub fn walk(
+    block_bytes: u32,
+    place: Place,
+    header: &Header,
+    scan: &Scan,
+    mut chain: Chain,
+    watermark: u64,
+    named_end: Option<(u64, By)>,
+    manifest: &ShardState,
+) -> Walk {
+    let mut entries = Vec::new();
+    let mut at = u64::from(block_bytes);
+    loop {
+        let here = observe(scan, at, header, place, &chain);
+        let row = decide(here, chain.number < watermark, Claim::at(named_end, at));
+        let mut damage = None;
+        match row.action {
+            Action::Accept => {
+                let (entry, next) = entry_at(scan, at, block_bytes);
+                chain.advance(&entry);
+                entries.push(entry);
+                at = next;
+                continue;
+            }
+            Action::Damage => {
+                // A loss that is on record is stepped over; the chain goes on with what the next intact
+                // batch says of itself.
+                if let Some(resumed) = step_over(scan, at, header, place, &chain, manifest) {
+                    chain = resumed.1;
+                    at = resumed.0;
+                    continue;
+                }
+                damage = Some(describe(scan, at, header, place, &chain, here, row.label));
+            }
+            Action::Cross | Action::Tail => {}
+        }
+        return Walk { entries, end: at, chain, action: row.action, label: row.label, damage };
+    }
+}
+
+fn step_over(
+    scan: &Scan,
+    at: u64,
+    header: &Header,
+    place: Place,
+    chain: &Chain,
+    manifest: &ShardState,
+) -> Option<(u64, Chain)> {
+    let loss = manifest.loss_at(chain.number)?;
+    let behind = &scan.seen[scan.seen.partition_point(|s| s.offset <= at)..];
+    let seen = behind.iter().find(|s| s.header.number == loss.batches.end)?;
+    let resumed =
+        Chain { number: seen.header.number, seq: seen.header.first_seq, previous: seen.header.previous };
+    (observe(scan, seen.offset, header, place, &resumed) == Here::Valid).then_some((seen.offset, resumed))
+}
+
+fn describe(
+    scan: &Scan,
+    at: u64,
+    header: &Header,
+    place: Place,
+    chain: &Chain,
+    here: Here,
+    label: &'static str,
+) -> Damage {
+    let number = chain.number;
+    let verdict = match here {
+        Here::Torn => match scan.at(at).map(|s| s.digest) {
+            Some(Err(crate::batch::BatchFault::Padding)) => "PADDING",
+            _ => "BATCH-DIGEST",
+        },
+        Here::Blank | Here::Garbage => "BATCH-MISSING",
+        Here::Stale => "STALE",
+        Here::OutOfChain => "BATCH-NUMBER",
+        Here::Foreign => match scan.at(at) {
+            Some(s) if s.header.log != place.log => "FOREIGN-LOG",
+            _ => "FOREIGN-SHARD",
+        },
+        Here::Valid => "CLAIM",
+    };
+    let behind = &scan.seen[scan.seen.partition_point(|s| s.offset <= at)..];
+    let resumed = behind.iter().find(|s| {
+        s.header.number > number
+            && observe(
+                scan,
+                s.offset,
+                header,
+                place,
+                &Chain { number: s.header.number, seq: s.header.first_seq, previous: s.header.previous },
+            ) == Here::Valid
+    });
+    Damage {
+        verdict,
+        place: format!(
+            "shard {} batch {number} ({} offset {at})",
+            place.shard,
+            paths::segment(place.shard, header.index)
+        ),
+        meaning: format!(
+            "{label}: the batch that was durable here is {}",
+            match here {
+                Here::Torn => "altered",
+                Here::Blank => "gone (zeros)",
+                Here::Garbage => "overwritten",
+                Here::Stale => "replaced by one of an earlier life of this file",
+                Here::OutOfChain => "replaced by one that does not continue the chain",
+                Here::Foreign => "replaced by one of another log or shard",
+                Here::Valid => "cut by a named end",
+            }
+        ),
+        loss: resumed.map(|s| Loss { batches: number..s.header.number, seqs: chain.seq..s.header.first_seq }),
+    }
+}

@@ -1,0 +1,11 @@
+//! One shard's write-ahead log: how it is read, and what a crash makes of it.
+//!
+//! [`table`] is the decision table, [`chain`] walks the segments by it, [`recovery`] makes what it
+//! found durable before anybody sees it, [`prepare`] makes segments ready ahead of use, and
+//! [`seal`] finishes the ones that are full.
+
+pub mod chain;
+pub mod prepare;
+pub mod recovery;
+pub mod seal;
+pub mod table;

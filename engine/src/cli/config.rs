@@ -1,0 +1,89 @@
+//! `config`: what is in force, and where each value came from.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::exit::{Exit, Failure, Outcome};
+use super::{Global, SettingFlags};
+use crate::settings::KEYS;
+
+/// Print the settings in force, and where each came from.
+///
+/// The layers, the later one wins: default; hanaper.toml in the log's folder, or the file that
+/// --config or HANAPER_CONFIG names; HANAPER_* variables; flags. What is printed is itself a
+/// hanaper.toml.
+#[derive(Debug, Args)]
+#[command(after_long_help = after_help())]
+pub struct ConfigArgs {
+    #[command(flatten)]
+    settings: SettingFlags,
+}
+
+fn after_help() -> String {
+    let mut text = String::from("Settings:\n");
+    for key in KEYS {
+        let _ = writeln!(text, "  {:<22} {}", key.name, key.about);
+        let _ = writeln!(text, "  {:<22}   {}, {}", "", key.variable(), key.flag());
+    }
+    text.push_str(
+        "\nExamples:\n  hanaper config --log ./audit\n  hanaper config --log ./audit --json\n  \
+         HANAPER_BACKEND=posix hanaper config --log ./audit > hanaper.toml",
+    );
+    text
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    key: &'a str,
+    value: serde_json::Value,
+    /// default, file, environment or flag
+    layer: &'a str,
+    origin: String,
+}
+
+pub fn run(global: &Global, args: ConfigArgs) -> Outcome {
+    let log = global.log();
+    let folder = log.as_ref().map(|(log, _)| log.as_path());
+    let settings = global.settings(folder, &args.settings)?;
+    let mut out = io::stdout().lock();
+    let mut text = String::new();
+    if global.json {
+        let mut lines = Vec::new();
+        if let Some((log, origin)) = &log {
+            lines.push(Line {
+                key: "log",
+                value: log.display().to_string().into(),
+                layer: origin.layer(),
+                origin: origin.to_string(),
+            });
+        }
+        for (key, value, origin) in settings.all() {
+            use crate::settings::Value;
+            let value = match value {
+                Value::Auto => "auto".into(),
+                Value::Number(n) => n.into(),
+                Value::Word(word) => word.into(),
+                Value::Switch(on) => on.into(),
+            };
+            let (layer, origin) = (origin.layer(), origin.to_string());
+            lines.push(Line { key: key.name, value, layer, origin });
+        }
+        for line in lines {
+            let _ = writeln!(text, "{}", serde_json::to_string(&line).expect("plain fields"));
+        }
+    } else {
+        // The log's folder is where this file lives, so that it cannot be a setting in it.
+        if let Some((log, origin)) = &log {
+            let _ = writeln!(text, "# log: {}  ({origin})", log.display());
+        }
+        for (key, value, origin) in settings.all() {
+            let setting = format!("{} = {value}", key.name);
+            let _ = writeln!(text, "{setting:<32} # {origin}");
+        }
+    }
+    out.write_all(text.as_bytes()).map_err(Failure::stdout)?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,236 @@
+//! `inspect`: what lies where, and how far each shard has come. Judges nothing: `verify` does.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use hanaper::read::{
+    BatchInspection, Inspection, SegmentInspection, ShardInspection, inspect, inspect_segment,
+};
+use serde::Serialize;
+
+use super::exit::{Exit, Failure, Outcome};
+use super::numbers::{grouped, hex, size};
+use super::table::table;
+use super::{Global, print_json, time};
+
+/// Show segments, states and watermarks; with SEGMENT, that segment's batches.
+///
+/// For the log: its identity, who has it open, whether space is promised before events are
+/// accepted, and which way commits take. For each shard: how far it is durable, its segments,
+/// and the tail that is not sealed yet. Judges nothing: that is what `verify` is for.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  hanaper inspect --log ./audit
+  hanaper inspect ./audit/shard-0000-0000000000.segment
+  hanaper inspect --log ./audit --json | jq '.shards[].segments[].state'")]
+pub struct InspectArgs {
+    /// A segment file, whose batches are wanted
+    segment: Option<PathBuf>,
+}
+
+pub fn run(global: &Global, args: InspectArgs) -> Outcome {
+    match args.segment {
+        Some(segment) => batches(global, &segment),
+        None => log(global),
+    }
+}
+
+#[derive(Serialize)]
+struct LogObject<'a> {
+    log_id: &'a str,
+    layout_generation: u32,
+    epoch: u64,
+    owner_pid: Option<u32>,
+    space_promise: bool,
+    primitive: Option<&'a str>,
+    shards: Vec<ShardObject<'a>>,
+}
+
+#[derive(Serialize)]
+struct ShardObject<'a> {
+    shard: u32,
+    live: bool,
+    durable_batch: Option<u64>,
+    next_batch: u64,
+    next_seq: u64,
+    unsealed_bytes: u64,
+    segments: Vec<SegmentObject<'a>>,
+}
+
+#[derive(Serialize)]
+struct SegmentObject<'a> {
+    index: u64,
+    name: &'a str,
+    state: &'a str,
+    bytes: u64,
+    end: u64,
+    batches: u64,
+    records: u64,
+    first_seq: u64,
+    from: Option<String>,
+    to: Option<String>,
+}
+
+fn log(global: &Global) -> Outcome {
+    let inspection = inspect(&global.need_log()?).map_err(super::read_failure)?;
+    match global.json {
+        true => print_json(&object(&inspection))?,
+        false => print(&words(&inspection))?,
+    }
+    Ok(Exit::Done)
+}
+
+fn object(log: &Inspection) -> LogObject<'_> {
+    LogObject {
+        log_id: &log.log_id,
+        layout_generation: log.generation,
+        epoch: log.epoch,
+        owner_pid: log.owner_pid,
+        space_promise: log.space_promise,
+        primitive: log.primitive.as_deref(),
+        shards: log.shards.iter().map(shard_object).collect(),
+    }
+}
+
+fn shard_object(shard: &ShardInspection) -> ShardObject<'_> {
+    ShardObject {
+        shard: shard.shard,
+        live: shard.live,
+        durable_batch: shard.durable_batch,
+        next_batch: shard.next_batch,
+        next_seq: shard.next_seq,
+        unsealed_bytes: shard.unsealed_bytes,
+        segments: shard.segments.iter().map(segment_object).collect(),
+    }
+}
+
+fn segment_object(segment: &SegmentInspection) -> SegmentObject<'_> {
+    SegmentObject {
+        index: segment.index,
+        name: &segment.name,
+        state: segment.state,
+        bytes: segment.bytes,
+        end: segment.end,
+        batches: segment.batches,
+        records: segment.records,
+        first_seq: segment.first_seq,
+        from: segment.from_wall_ns.map(time::format),
+        to: segment.to_wall_ns.map(time::format),
+    }
+}
+
+fn words(log: &Inspection) -> String {
+    let mut text = format!(
+        "log            {}\nlayout         generation {}, epoch {}\nowner          {}\n\
+         space_promise: {}\nprimitive      {}\n",
+        log.log_id,
+        log.generation,
+        log.epoch,
+        log.owner_pid.map_or("nobody".to_owned(), |pid| format!("process {pid}")),
+        if log.space_promise { "yes" } else { "no" },
+        log.primitive.as_deref().unwrap_or("chosen when the log is opened"),
+    );
+    for shard in &log.shards {
+        text.push_str(&format!(
+            "\nshard {}{}: {}, next batch {}, next sequence {}, unsealed tail {}\n",
+            shard.shard,
+            if shard.live { "" } else { " (closed by a reshard)" },
+            match shard.durable_batch {
+                Some(batch) => format!("known durable up to batch {}", grouped(batch)),
+                None => "nothing durable yet".to_owned(),
+            },
+            grouped(shard.next_batch),
+            grouped(shard.next_seq),
+            size(shard.unsealed_bytes),
+        ));
+        let rows: Vec<Vec<String>> = shard
+            .segments
+            .iter()
+            .map(|segment| {
+                let at = |wall_ns: Option<i64>| wall_ns.map(time::format).unwrap_or_default();
+                vec![
+                    segment.name.clone(),
+                    segment.state.to_owned(),
+                    grouped(segment.bytes),
+                    grouped(segment.end),
+                    grouped(segment.batches),
+                    grouped(segment.records),
+                    grouped(segment.first_seq),
+                    at(segment.from_wall_ns),
+                    at(segment.to_wall_ns),
+                ]
+            })
+            .collect();
+        text.push_str(&table(
+            &["segment", "state", "bytes", "end", "batches", "records", "first seq", "from", "to"],
+            &rows,
+        ));
+    }
+    text
+}
+
+#[derive(Serialize)]
+struct BatchObject<'a> {
+    number: u64,
+    offset: u64,
+    bytes: u64,
+    first_seq: u64,
+    records: u64,
+    durable: Option<u64>,
+    from: String,
+    to: String,
+    digest: String,
+    fault: Option<&'a str>,
+}
+
+fn batches(global: &Global, segment: &Path) -> Outcome {
+    let batches = inspect_segment(segment).map_err(super::read_failure)?;
+    if global.json {
+        for batch in &batches {
+            print_json(&batch_object(batch))?;
+        }
+        return Ok(Exit::Done);
+    }
+    let rows: Vec<Vec<String>> = batches
+        .iter()
+        .map(|batch| {
+            vec![
+                grouped(batch.number),
+                grouped(batch.offset),
+                grouped(batch.bytes),
+                grouped(batch.first_seq),
+                grouped(batch.records),
+                batch.durable.map(grouped).unwrap_or_default(),
+                time::format(batch.from_wall_ns),
+                hex(&batch.digest[..8]),
+                batch.fault.clone().unwrap_or_else(|| "whole".to_owned()),
+            ]
+        })
+        .collect();
+    print(&table(
+        &["batch", "offset", "bytes", "first seq", "records", "durable", "from", "digest", "state"],
+        &rows,
+    ))?;
+    Ok(Exit::Done)
+}
+
+fn batch_object(batch: &BatchInspection) -> BatchObject<'_> {
+    BatchObject {
+        number: batch.number,
+        offset: batch.offset,
+        bytes: batch.bytes,
+        first_seq: batch.first_seq,
+        records: batch.records,
+        durable: batch.durable,
+        from: time::format(batch.from_wall_ns),
+        to: time::format(batch.to_wall_ns),
+        digest: hex(&batch.digest),
+        fault: batch.fault.as_deref(),
+    }
+}
+
+fn print(text: &str) -> Result<(), Failure> {
+    io::stdout().write_all(text.as_bytes()).map_err(Failure::stdout)
+}

@@ -1,0 +1,64 @@
+//! `man`: the man pages, made from the same texts as `--help`.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Command, CommandFactory};
+
+use super::Cli;
+use super::exit::{Exit, Failure, Outcome, plain};
+
+/// Print the man pages.
+///
+/// Without --out the page of one VERB (or of hanaper itself) goes to standard output.
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+Examples:
+  hanaper man append | man -l -
+  hanaper man --out ~/.local/share/man/man1")]
+pub struct ManArgs {
+    /// The verb whose page is wanted
+    verb: Option<String>,
+
+    /// Write all pages into this folder, as hanaper.1, hanaper-append.1, …
+    #[arg(long, value_name = "DIR", conflicts_with = "verb")]
+    out: Option<PathBuf>,
+}
+
+pub fn run(args: ManArgs) -> Outcome {
+    let mut root = Cli::command();
+    root.build();
+    let Some(out) = args.out else {
+        let command = match &args.verb {
+            None => &root,
+            Some(verb) => root.find_subcommand(verb).ok_or_else(|| {
+                Failure::usage(format!("{verb}: there is no such verb; see `hanaper --help`"))
+            })?,
+        };
+        let page = page(command).map_err(Failure::stdout)?;
+        io::stdout().write_all(&page).map_err(Failure::stdout)?;
+        return Ok(Exit::Done);
+    };
+    let write = |name: String, command: &Command| {
+        let path = out.join(format!("{name}.1"));
+        page(command).and_then(|page| std::fs::write(&path, page)).map_err(|error| {
+            Failure::new(Exit::Io, format!("{}: cannot be written: {}", path.display(), plain(&error)))
+        })
+    };
+    std::fs::create_dir_all(&out).map_err(|error| {
+        Failure::new(Exit::Io, format!("{}: cannot be made: {}", out.display(), plain(&error)))
+    })?;
+    write("hanaper".to_owned(), &root)?;
+    for command in root.get_subcommands().filter(|command| command.get_name() != "help") {
+        write(format!("hanaper-{}", command.get_name()), command)?;
+    }
+    Ok(Exit::Done)
+}
+
+/// The page of a command that was built: its display name is then `hanaper-VERB`, by which man
+/// finds pages, as with git and cargo.
+fn page(command: &Command) -> io::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    clap_mangen::Man::new(command.clone()).render(&mut page)?;
+    Ok(page)
+}

@@ -1,0 +1,366 @@
+//! What the verbs share: arguments, settings, dispatch. One file per verb.
+
+mod append;
+mod completions;
+mod config;
+mod exit;
+mod external;
+mod feed;
+mod input;
+mod inspect;
+mod key;
+mod man;
+mod numbers;
+mod progress;
+mod recover;
+mod replay;
+mod signals;
+mod table;
+mod time;
+mod r#try;
+mod verify;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind as ClapErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use hanaper::{Backend, Builder, Driver, FailurePolicy};
+
+use crate::settings::{Origin, Settings};
+use exit::{Exit, Failure, Outcome, say};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "hanaper",
+    version,
+    about = "The audit log that does not lose what it acknowledged",
+    long_about = "The audit log that does not lose what it acknowledged.\n\n\
+        Events go in, one a line; each is acknowledged once it is on the disk, and comes back \
+        unaltered and in order. What a crash, a failing disk or a hand did to the log is found \
+        and said, never passed over: the log is tamper-evident.",
+    after_long_help = after_help(),
+    subcommand_required = true,
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+fn after_help() -> String {
+    format!(
+        "The first minute:
+  hanaper try                                  see it work on a sample
+  hanaper append --log ./audit events.ndjson   store a file, one event a line
+  my-program | hanaper append --log ./audit    store what a program says
+  hanaper replay --log ./audit                 the same lines again
+  hanaper verify --log ./audit                 is everything there, and unaltered?
+
+Settings come from hanaper.toml in the log's folder (or --config), then from HANAPER_* variables, \
+then from flags; `hanaper config` prints what is in force and where each value came from.
+
+`hanaper NAME` runs a program hanaper-NAME beside this one or on the PATH, where NAME is none of \
+the verbs above.
+
+{}",
+        exit::TABLE
+    )
+}
+
+/// What every verb takes.
+#[derive(Debug, Clone, Args)]
+struct Global {
+    /// The log's folder (or HANAPER_LOG)
+    #[arg(long, visible_alias = "wal", global = true, value_name = "DIR")]
+    log: Option<PathBuf>,
+
+    /// The settings file, in place of hanaper.toml in the log's folder (or HANAPER_CONFIG)
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Print JSON: one object, or one object a line
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl Global {
+    /// The log and where its name came from.
+    fn log(&self) -> Option<(PathBuf, Origin)> {
+        if let Some(log) = &self.log {
+            return Some((log.clone(), Origin::Flag("--log".to_owned())));
+        }
+        let log = std::env::var_os("HANAPER_LOG").filter(|log| !log.is_empty())?;
+        Some((log.into(), Origin::Env("HANAPER_LOG".to_owned())))
+    }
+
+    fn need_log(&self) -> Result<PathBuf, Failure> {
+        self.log()
+            .map(|(log, _)| log)
+            .ok_or_else(|| Failure::usage("no log was named: say --log DIR, or set HANAPER_LOG"))
+    }
+
+    /// The settings for this log, with what this verb's flags say.
+    fn settings(&self, log: Option<&Path>, flags: &SettingFlags) -> Result<Settings, Failure> {
+        let config = self.config.clone().or_else(|| {
+            std::env::var_os("HANAPER_CONFIG").filter(|file| !file.is_empty()).map(PathBuf::from)
+        });
+        let env = |name: &str| std::env::var_os(name).map(|text| text.to_string_lossy().into_owned());
+        Settings::load(log, config.as_deref(), env, &flags.given())
+            .map_err(|error| Failure::usage(error.to_string()))
+    }
+}
+
+/// The settings as flags. Their texts are checked where those of the other layers are.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Settings (see `hanaper config --help`)")]
+struct SettingFlags {
+    /// How many shards a new log gets: 1 to 256, or auto (one per core)
+    #[arg(long, value_name = "N")]
+    shards: Option<String>,
+
+    /// Size of a segment file, such as 64MiB
+    #[arg(long, value_name = "BYTES")]
+    segment_bytes: Option<String>,
+
+    /// Size of a lane, a power of two, such as 256KiB
+    #[arg(long, value_name = "BYTES")]
+    lane_bytes: Option<String>,
+
+    /// The longest event that is accepted, at most 16MiB
+    #[arg(long, value_name = "BYTES")]
+    payload_bytes_max: Option<String>,
+
+    /// How many producers may be open at once
+    #[arg(long, value_name = "N")]
+    producers_max: Option<String>,
+
+    /// What runs the shards: threads or glommio
+    #[arg(long, value_name = "DRIVER")]
+    driver: Option<String>,
+
+    /// How commits reach the disk: auto, uring or posix
+    #[arg(long, value_name = "BACKEND")]
+    backend: Option<String>,
+
+    /// After a failed write or sync: return the error, or abort the process
+    #[arg(long, value_name = "POLICY")]
+    on_failure: Option<String>,
+
+    /// Pin each shard's thread to a core: true or false
+    #[arg(long, value_name = "BOOL")]
+    pin: Option<String>,
+
+    /// How long an idle shard looks for more before it sleeps, or auto
+    #[arg(long, value_name = "MICROSECONDS", hide_short_help = true)]
+    spin_us: Option<String>,
+
+    /// Scheduling slice of the shards' threads; 0 leaves it alone
+    #[arg(long, value_name = "MICROSECONDS", hide_short_help = true)]
+    slice_us: Option<String>,
+
+    /// Commits that a shard may have in flight, 1 to 64
+    #[arg(long, value_name = "N", hide_short_help = true)]
+    commits_in_flight_max: Option<String>,
+
+    /// What must be gathered before another commit is begun beside one in flight
+    #[arg(long, value_name = "BYTES", hide_short_help = true)]
+    pipeline_bytes: Option<String>,
+
+    /// Time the commit paths at open and take the fastest: true or false
+    #[arg(long, value_name = "BOOL", hide_short_help = true)]
+    calibrate: Option<String>,
+}
+
+impl SettingFlags {
+    fn given(&self) -> Vec<(&'static str, &str)> {
+        [
+            ("shards", &self.shards),
+            ("segment_bytes", &self.segment_bytes),
+            ("lane_bytes", &self.lane_bytes),
+            ("payload_bytes_max", &self.payload_bytes_max),
+            ("producers_max", &self.producers_max),
+            ("driver", &self.driver),
+            ("backend", &self.backend),
+            ("on_failure", &self.on_failure),
+            ("pin", &self.pin),
+            ("spin_us", &self.spin_us),
+            ("slice_us", &self.slice_us),
+            ("commits_in_flight_max", &self.commits_in_flight_max),
+            ("pipeline_bytes", &self.pipeline_bytes),
+            ("calibrate", &self.calibrate),
+        ]
+        .into_iter()
+        .filter_map(|(name, text)| Some((name, text.as_deref()?)))
+        .collect()
+    }
+}
+
+/// A builder with everything that is in force.
+fn builder(log: &Path, settings: &Settings) -> Builder {
+    let mut builder = hanaper::Log::builder(log)
+        .segment_bytes(settings.segment_bytes())
+        .lane_bytes(settings.lane_bytes())
+        .payload_bytes_max(settings.payload_bytes_max())
+        .producers_max(settings.producers_max())
+        .driver(match settings.word("driver") {
+            "glommio" => Driver::Glommio,
+            _ => Driver::Threads,
+        })
+        .backend(match settings.word("backend") {
+            "uring" => Backend::Uring,
+            "posix" => Backend::Posix,
+            _ => Backend::Auto,
+        })
+        .on_failure(match settings.word("on_failure") {
+            "abort" => FailurePolicy::Abort,
+            _ => FailurePolicy::Return,
+        })
+        .pin(settings.switch("pin"))
+        .slice(settings.slice())
+        .pipeline(settings.commits_in_flight_max(), settings.pipeline_bytes())
+        .calibrate(settings.switch("calibrate"));
+    if let Some(spin) = settings.spin() {
+        builder = builder.spin(spin);
+    }
+    if let Some(shards) = settings.shards() {
+        builder = builder.shards(shards);
+    }
+    builder
+}
+
+// The texts stand with each verb's arguments.
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Append(append::AppendArgs),
+    Replay(replay::ReplayArgs),
+    Verify(verify::VerifyArgs),
+    Inspect(inspect::InspectArgs),
+    Recover(recover::RecoverArgs),
+    Config(config::ConfigArgs),
+    Try(r#try::TryArgs),
+    Completions(completions::CompletionsArgs),
+    Man(man::ManArgs),
+    #[command(external_subcommand)]
+    External(Vec<OsString>),
+}
+
+/// Runs the command line.
+pub fn run() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(error),
+    };
+    let outcome = dispatch(cli);
+    let exit = outcome.unwrap_or_else(|failure| {
+        if let Some(message) = failure.message {
+            say(message);
+        }
+        failure.exit
+    });
+    exit.into()
+}
+
+fn dispatch(cli: Cli) -> Outcome {
+    let global = &cli.global;
+    match cli.verb {
+        Verb::Append(args) => append::run(global, args),
+        Verb::Replay(args) => replay::run(global, args),
+        Verb::Verify(args) => verify::run(global, args),
+        Verb::Inspect(args) => inspect::run(global, args),
+        Verb::Recover(args) => recover::run(global, args),
+        Verb::Config(args) => config::run(global, args),
+        Verb::Try(args) => r#try::run(global, args),
+        Verb::Completions(args) => completions::run(args),
+        Verb::Man(args) => man::run(args),
+        Verb::External(words) => external::run(global, &words),
+    }
+}
+
+/// One object on a line of its own.
+fn print_json(object: &impl serde::Serialize) -> Result<(), Failure> {
+    use std::io::Write;
+    let line = serde_json::to_string(object).expect("plain fields become JSON");
+    writeln!(std::io::stdout(), "{line}").map_err(Failure::stdout)
+}
+
+fn read_failure(error: hanaper::read::ReadError) -> Failure {
+    Failure::new(error.kind().into(), error.to_string())
+}
+
+/// Help and version as clap prints them; a mistake as one sentence.
+fn refuse(error: clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ClapErrorKind::DisplayHelp
+            | ClapErrorKind::DisplayVersion
+            | ClapErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        let _ = error.print();
+        return ExitCode::from(error.exit_code() as u8);
+    }
+    say(one_sentence(&error.to_string()));
+    Exit::Usage.into()
+}
+
+/// clap's paragraph (`error: …`, `tip: …`, `Usage: hanaper VERB …`) in one line.
+fn one_sentence(text: &str) -> String {
+    let (complaint, rest) = text.split_once("\n\n").unwrap_or((text, ""));
+    let mut sentence =
+        complaint.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut help = "hanaper --help".to_owned();
+    for line in rest.lines() {
+        if let Some(tip) = line.trim().strip_prefix("tip: ") {
+            sentence.push_str("; ");
+            sentence.push_str(tip);
+        }
+        if let Some(usage) = line.trim().strip_prefix("Usage: hanaper ") {
+            let verb = usage.split_whitespace().next().unwrap_or_default();
+            if Cli::command().find_subcommand(verb).is_some() {
+                help = format!("hanaper {verb} --help");
+            }
+        }
+    }
+    format!("{sentence}; `{help}` lists what there is")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// clap finds contradictions between arguments only when it is asked to.
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// Every setting can be given as a flag, under the name that the settings announce.
+    #[test]
+    fn every_setting_has_its_flag() {
+        let append = Cli::command();
+        let append = append.find_subcommand("append").unwrap();
+        for key in crate::settings::KEYS {
+            assert!(
+                append
+                    .get_arguments()
+                    .any(|arg| { arg.get_long().is_some_and(|long| format!("--{long}") == key.flag()) }),
+                "{} has no flag",
+                key.name
+            );
+        }
+    }
+
+    #[test]
+    fn a_mistake_is_one_sentence() {
+        let error = Cli::try_parse_from(["hanaper", "append", "--shard", "2"]).unwrap_err();
+        let sentence = one_sentence(&error.to_string());
+        assert!(sentence.contains("'--shard'"), "{sentence}");
+        assert!(sentence.contains("'--shards'"), "{sentence}");
+        assert!(sentence.contains("`hanaper append --help`"), "{sentence}");
+        assert!(!sentence.contains('\n'), "{sentence}");
+    }
+}

@@ -1,0 +1,305 @@
+//! What can go wrong at the public edge, and what it means for a caller: [`ErrorKind`].
+
+use std::io;
+use std::path::PathBuf;
+
+use hanaper_shards::ack::Stopped;
+use hanaper_shards::journal::JournalError;
+use hanaper_shards::manifest::ManifestError;
+use hanaper_shards::wal::chain::Damage;
+use hanaper_shards::wal::prepare::PrepareError;
+use hanaper_shards::wal::recovery::RecoveryError;
+
+/// What a caller can do about an error. The numbers of [`ErrorKind::exit_code`] are relied upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// Something that was durable is gone or altered: look at it with `verify` and `recover`.
+    Integrity,
+    /// The request makes no sense for this log: change it.
+    Usage,
+    /// The system said no: repair what it names, and try again.
+    Io,
+    /// Another process has the log open for writing: end it, or wait.
+    Owned,
+    /// Refused by policy, for instance because a newer program wrote the log.
+    Refused,
+}
+
+impl ErrorKind {
+    /// The exit code of a program that ends with this.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            ErrorKind::Integrity => 1,
+            ErrorKind::Usage => 2,
+            ErrorKind::Io | ErrorKind::Owned => 4,
+            ErrorKind::Refused => 5,
+        }
+    }
+}
+
+/// Why a log, or a part of it, was not read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// There is no log here.
+    #[error("{path}: not a log: {why}")]
+    NotALog {
+        /// The folder or file that was named.
+        path: String,
+        /// What is missing.
+        why: String,
+    },
+    /// The log has no such shard.
+    #[error("the log has no shard {shard}")]
+    NoSuchShard {
+        /// The shard that was asked for.
+        shard: u32,
+    },
+    /// A file that the caller named besides the log cannot be used.
+    #[error("{name}: {why}")]
+    Argument {
+        /// The file.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Something that was durable is gone or altered. What was given out before it is whole.
+    #[error("{verdict} {place}: {meaning}")]
+    Damaged {
+        /// Verdict in capitals, stable.
+        verdict: &'static str,
+        /// Where.
+        place: String,
+        /// What it means.
+        meaning: String,
+    },
+    /// The system said no.
+    #[error("{name}: {source}")]
+    Io {
+        /// File or folder.
+        name: String,
+        /// What it said.
+        source: io::Error,
+    },
+    /// Another process has the log open for writing.
+    #[error("{path}: another process has the log open for writing; end it first")]
+    Owned {
+        /// The log's folder.
+        path: String,
+    },
+    /// A newer program wrote it.
+    #[error("{name}: {why}")]
+    Newer {
+        /// The file.
+        name: String,
+        /// What is not known.
+        why: String,
+    },
+    /// It would overwrite something.
+    #[error("{name}: {why}")]
+    Refused {
+        /// The file.
+        name: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+impl ReadError {
+    /// What the caller can do.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            ReadError::NotALog { .. } | ReadError::NoSuchShard { .. } | ReadError::Argument { .. } => {
+                ErrorKind::Usage
+            }
+            ReadError::Damaged { .. } => ErrorKind::Integrity,
+            ReadError::Io { .. } => ErrorKind::Io,
+            ReadError::Owned { .. } => ErrorKind::Owned,
+            ReadError::Newer { .. } | ReadError::Refused { .. } => ErrorKind::Refused,
+        }
+    }
+
+    /// The exit code of a program that ends with this.
+    pub fn exit_code(&self) -> u8 {
+        self.kind().exit_code()
+    }
+
+    pub(crate) fn io(name: impl Into<String>) -> impl FnOnce(io::Error) -> ReadError {
+        move |source| ReadError::Io { name: name.into(), source }
+    }
+}
+
+impl From<Damage> for ReadError {
+    fn from(damage: Damage) -> ReadError {
+        let Damage { verdict, place, meaning, loss: _ } = damage;
+        if verdict == "VERSION" {
+            return ReadError::Newer { name: place, why: meaning };
+        }
+        ReadError::Damaged { verdict, place, meaning }
+    }
+}
+
+impl From<JournalError> for ReadError {
+    fn from(error: JournalError) -> ReadError {
+        match error {
+            JournalError::Io { name, source } => ReadError::Io { name, source },
+            JournalError::Damaged { name, entry, offset } => ReadError::Damaged {
+                verdict: "MANIFEST",
+                place: name,
+                meaning: format!("entry {entry} at offset {offset} is gone or altered"),
+            },
+            JournalError::Foreign { name } => ReadError::Damaged {
+                verdict: "FOREIGN-LOG",
+                place: name,
+                meaning: "it belongs to another log or shard".to_owned(),
+            },
+            JournalError::Unknown { name, version } => ReadError::Newer {
+                name,
+                why: format!("format version {version} is newer than this program knows"),
+            },
+        }
+    }
+}
+
+impl From<ManifestError> for ReadError {
+    fn from(error: ManifestError) -> ReadError {
+        match error {
+            ManifestError::Missing { name } => ReadError::io(name)(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the shard's manifest is missing or empty, although the log has been open before",
+            )),
+            ManifestError::Journal(error) => error.into(),
+            ManifestError::Line { name, source } => ReadError::Newer {
+                name,
+                why: format!("{source}: written by a newer program, or by nobody of ours"),
+            },
+        }
+    }
+}
+
+/// Why a log was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The folder is not there, and making one was not asked for.
+    #[error("{0}: no such log")]
+    Missing(PathBuf),
+    /// The folder holds something else.
+    #[error("{0}: not a log (it has files, and no log.manifest)")]
+    NotALog(PathBuf),
+    /// A setting that makes no sense.
+    #[error("{0}")]
+    Setting(String),
+    /// The log has another number of shards.
+    #[error("the log has {have} shards, not {wanted}; open it with {have}, or reshard it (--reshard)")]
+    Shards {
+        /// What it has.
+        have: u32,
+        /// What was asked for.
+        wanted: u32,
+    },
+    /// Another process has it open for writing.
+    #[error("{path}: already open for writing by {owner}; close it there first (readers need not)")]
+    Owned {
+        /// The log.
+        path: PathBuf,
+        /// Who.
+        owner: String,
+    },
+    /// A killed owner's writes did not land in time.
+    #[error("{0}: writes of a killed owner are still in flight after 5 s; try again")]
+    StillInFlight(PathBuf),
+    /// Something that was durable is gone or altered; nothing was written.
+    #[error("{path}: {source}; `hanaper recover` says what can be done")]
+    Damaged {
+        /// The log.
+        path: PathBuf,
+        /// What.
+        source: RecoveryError,
+    },
+    /// A manifest is damaged, foreign or newer.
+    #[error("{path}: {source}")]
+    Manifest {
+        /// The log.
+        path: PathBuf,
+        /// What.
+        source: ManifestError,
+    },
+    /// The disk or the system said no.
+    #[error("{path}: {source}")]
+    Io {
+        /// The log.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+}
+
+impl OpenError {
+    /// What kind it is.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            OpenError::Missing(_)
+            | OpenError::NotALog(_)
+            | OpenError::Setting(_)
+            | OpenError::Shards { .. } => ErrorKind::Usage,
+            OpenError::Owned { .. } => ErrorKind::Owned,
+            OpenError::StillInFlight(_) | OpenError::Io { .. } => ErrorKind::Io,
+            OpenError::Damaged { .. } => ErrorKind::Integrity,
+            OpenError::Manifest { source, .. } => match source {
+                ManifestError::Missing { .. } => ErrorKind::Integrity,
+                ManifestError::Journal(JournalError::Io { .. }) => ErrorKind::Io,
+                ManifestError::Journal(JournalError::Unknown { .. }) | ManifestError::Line { .. } => {
+                    ErrorKind::Refused
+                }
+                ManifestError::Journal(_) => ErrorKind::Integrity,
+            },
+        }
+    }
+
+    /// The exit code that the command line gives it.
+    pub fn exit_code(&self) -> u8 {
+        self.kind().exit_code()
+    }
+
+    pub(crate) fn from_recovery(path: PathBuf, source: RecoveryError) -> OpenError {
+        match source {
+            RecoveryError::Damaged(_) => OpenError::Damaged { path, source },
+            RecoveryError::Manifest(source) | RecoveryError::Prepare(PrepareError::Manifest(source)) => {
+                OpenError::Manifest { path, source }
+            }
+            RecoveryError::Io { name, source }
+            | RecoveryError::Prepare(PrepareError::Io { name, source }) => {
+                let source = io::Error::new(source.kind(), format!("{name}: {source}"));
+                OpenError::Io { path, source }
+            }
+            RecoveryError::Prepare(PrepareError::Stopped) => {
+                OpenError::Io { path, source: io::Error::other("preparation was stopped") }
+            }
+        }
+    }
+}
+
+/// Why a log was not closed as it should be. What was acknowledged is durable all the same.
+#[derive(Debug, thiserror::Error)]
+pub enum CloseError {
+    /// A shard had stopped: what it had accepted and not acknowledged may be lost.
+    #[error("shard {shard}: {why}")]
+    Stopped {
+        /// The shard.
+        shard: u32,
+        /// Why.
+        why: Stopped,
+    },
+    /// A thread of the log panicked.
+    #[error("a thread of the log panicked: {0}")]
+    Panicked(String),
+    /// The manifest could not say that the log was closed; the next open recovers.
+    #[error("the log could not be marked as closed: {0}")]
+    Manifest(#[from] ManifestError),
+}
+
+impl CloseError {
+    /// What kind it is.
+    pub fn kind(&self) -> ErrorKind {
+        ErrorKind::Io
+    }
+}

@@ -1,0 +1,291 @@
+//! Acknowledgements that somebody kept, one JSON object a line, held against what is in the log.
+//!
+//! ```text
+//! {"line":12,"shard":0,"seq":5,"batch":"4f…"}
+//! ```
+//! Each says: the record with this sequence of this shard is durable, in the batch with this digest.
+//! Other fields are ignored. A last line without its end was torn by a crash of whoever kept them, and
+//! says nothing.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use hanaper_shards::batch::Digest;
+use hanaper_shards::manifest::unhex;
+
+use crate::error::ReadError;
+
+/// The longest line that is an acknowledgement; longer ones are somebody else's file.
+const LINE_BYTES_MAX: u64 = 1 << 20;
+
+/// Acknowledged records of one batch with sequences one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Run {
+    first: u64,
+    end: u64,
+    digest: Digest,
+}
+
+/// What is missing of what was acknowledged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Missing {
+    pub first: u64,
+    pub end: u64,
+    pub digest: Digest,
+    /// The batch that holds these sequences now, if any does.
+    pub instead: Option<Digest>,
+}
+
+/// The acknowledgements of one shard, to be held against its batches in order of their sequence.
+#[derive(Debug, Default)]
+pub(crate) struct ShardAcks {
+    runs: Vec<Run>,
+    at: usize,
+}
+
+impl ShardAcks {
+    /// Notes one acknowledgement.
+    fn add(&mut self, seq: u64, digest: Digest) {
+        match self.runs.last_mut() {
+            Some(run) if run.end == seq && run.digest == digest => run.end += 1,
+            _ => self.runs.push(Run { first: seq, end: seq + 1, digest }),
+        }
+    }
+
+    fn sort(&mut self) {
+        self.runs.sort_unstable();
+    }
+
+    /// An intact batch. They must come in order of their sequence.
+    pub(crate) fn see(
+        &mut self,
+        first_seq: u64,
+        end_seq: u64,
+        digest: &Digest,
+        missing: &mut dyn FnMut(Missing),
+    ) {
+        while let Some(run) = self.runs.get_mut(self.at) {
+            if run.first < first_seq {
+                // Nothing that came before held them.
+                let end = run.end.min(first_seq);
+                missing(Missing { first: run.first, end, digest: run.digest, instead: None });
+                run.first = end;
+            } else if run.first < end_seq {
+                let end = run.end.min(end_seq);
+                if run.digest != *digest {
+                    missing(Missing { first: run.first, end, digest: run.digest, instead: Some(*digest) });
+                }
+                run.first = end;
+            } else {
+                return;
+            }
+            if run.first < run.end {
+                // Its rest may overlap with runs behind it (a line kept twice, two batches claimed for
+                // one record), so it goes back into its place among them.
+                let mut i = self.at;
+                while i + 1 < self.runs.len() && self.runs[i + 1] < self.runs[i] {
+                    self.runs.swap(i, i + 1);
+                    i += 1;
+                }
+            } else {
+                self.at += 1;
+            }
+        }
+    }
+
+    /// After the last batch: what is left was acknowledged and is nowhere.
+    pub(crate) fn finish(&mut self, missing: &mut dyn FnMut(Missing)) {
+        for run in &self.runs[self.at.min(self.runs.len())..] {
+            missing(Missing { first: run.first, end: run.end, digest: run.digest, instead: None });
+        }
+        self.runs.clear();
+    }
+}
+
+/// Reads a file of acknowledgements. Gives them by shard, and how many there are.
+pub(crate) fn read(path: &Path) -> Result<(BTreeMap<u32, ShardAcks>, u64), ReadError> {
+    let name = path.display().to_string();
+    let file = File::open(path)
+        .map_err(|error| ReadError::Argument { name: name.clone(), why: error.to_string() })?;
+    from_lines(&mut BufReader::with_capacity(256 << 10, file), &name)
+}
+
+fn from_lines(input: &mut dyn BufRead, name: &str) -> Result<(BTreeMap<u32, ShardAcks>, u64), ReadError> {
+    let mut shards: BTreeMap<u32, ShardAcks> = BTreeMap::new();
+    let mut count = 0;
+    let mut line = Vec::new();
+    for number in 1u64.. {
+        line.clear();
+        let read = std::io::Read::take(&mut *input, LINE_BYTES_MAX).read_until(b'\n', &mut line);
+        if read.map_err(ReadError::io(name))? == 0 {
+            break;
+        }
+        let whole = line.last() == Some(&b'\n');
+        let text = line.trim_ascii();
+        if text.is_empty() {
+            continue;
+        }
+        match ack(text) {
+            Some((shard, seq, digest)) => {
+                shards.entry(shard).or_default().add(seq, digest);
+                count += 1;
+            }
+            None if !whole && line.len() < LINE_BYTES_MAX as usize => break,
+            None => {
+                return Err(ReadError::Argument {
+                    name: name.to_owned(),
+                    why: format!("line {number} is no acknowledgement with shard, seq and batch"),
+                });
+            }
+        }
+    }
+    shards.values_mut().for_each(ShardAcks::sort);
+    Ok((shards, count))
+}
+
+/// One acknowledgement out of one JSON object.
+fn ack(line: &[u8]) -> Option<(u32, u64, Digest)> {
+    let text = std::str::from_utf8(line).ok()?;
+    let (mut shard, mut seq, mut batch) = (None, None, None);
+    let mut rest = text.strip_prefix('{')?.trim_start();
+    loop {
+        let (key, after) = string(rest)?;
+        let after = after.trim_start().strip_prefix(':')?.trim_start();
+        let (value, after) = value(after)?;
+        match key {
+            "shard" => shard = value.parse().ok(),
+            "seq" => seq = value.parse().ok().filter(|&seq: &u64| seq < u64::MAX),
+            "batch" => batch = string(value).and_then(|(hex, _)| unhex(hex)),
+            _ => {}
+        }
+        rest = after.trim_start();
+        match rest.strip_prefix(',') {
+            Some(more) => rest = more.trim_start(),
+            None if rest == "}" => return Some((shard?, seq?, batch?)),
+            None => return None,
+        }
+    }
+}
+
+/// A JSON string at the start of `text`, without its quotes and with its escapes as they are, and what follows.
+fn string(text: &str) -> Option<(&str, &str)> {
+    let inner = text.strip_prefix('"')?;
+    let mut escaped = false;
+    for (i, byte) in inner.bytes().enumerate() {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' => escaped = true,
+            b'"' => return Some((&inner[..i], &inner[i + 1..])),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Any JSON value at the start of `text`, and what follows.
+fn value(text: &str) -> Option<(&str, &str)> {
+    let mut depth = 0usize;
+    let mut at = 0;
+    loop {
+        let rest = &text[at..];
+        match rest.bytes().next()? {
+            b'"' => {
+                let (_, after) = string(rest)?;
+                at = text.len() - after.len();
+                if depth == 0 {
+                    return Some(text.split_at(at));
+                }
+                continue;
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' if depth == 0 => return Some((text[..at].trim_end(), rest)),
+            b'}' | b']' => {
+                depth -= 1;
+                if depth == 0 {
+                    return Some(text.split_at(at + 1));
+                }
+            }
+            b',' if depth == 0 => return Some((text[..at].trim_end(), rest)),
+            _ => {}
+        }
+        at += rest.chars().next()?.len_utf8();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hanaper_shards::manifest::hex;
+
+    fn read_text(text: &str) -> Result<(BTreeMap<u32, ShardAcks>, u64), ReadError> {
+        from_lines(&mut text.as_bytes(), "acks")
+    }
+
+    fn check(acks: &mut ShardAcks, batches: &[(u64, u64, u8)]) -> Vec<(u64, u64, Option<u8>)> {
+        let mut out = Vec::new();
+        let mut missing = |m: Missing| out.push((m.first, m.end, m.instead.map(|d| d[0])));
+        for &(first, end, digest) in batches {
+            acks.see(first, end, &[digest; 32], &mut missing);
+        }
+        acks.finish(&mut missing);
+        out
+    }
+
+    fn line(shard: u32, seq: u64, digest: u8) -> String {
+        format!("{{\"line\":1,\"shard\":{shard},\"seq\":{seq},\"batch\":\"{}\"}}\n", hex(&[digest; 32]))
+    }
+
+    #[test]
+    fn lines_are_read_whatever_else_is_in_them() {
+        let digest = hex(&[7; 32]);
+        let extra = format!(
+            "{{ \"file\" : \"a,\\\"}}é\", \"x\":{{\"seq\":[1,{{\"a\":\"]\"}}]}}, \"seq\": 5 ,\"batch\":\"{digest}\",\"shard\":2,\"b\":null }}"
+        );
+        assert_eq!(ack(extra.as_bytes()), Some((2, 5, [7; 32])));
+        for bad in [
+            "{}",
+            "{\"shard\":1}",
+            "[]",
+            "{\"shard\":1,\"seq\":-1,\"batch\":\"00\"}",
+            "{\"shard\":1,\"seq\":2,\"batch\":",
+        ] {
+            assert_eq!(ack(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    /// Whoever kept the acknowledgements may have been killed while writing the last one.
+    #[test]
+    fn a_torn_last_line_says_nothing_and_any_other_is_an_error() {
+        let good = line(0, 0, 1);
+        assert_eq!(read_text(&format!("{good}{{\"line\":2,\"sh")).unwrap().1, 1);
+        assert_eq!(read_text(good.trim_end()).unwrap().1, 1);
+        assert!(matches!(
+            read_text(&format!("{good}{{\"line\":2,\"sh\n{good}")),
+            Err(ReadError::Argument { .. })
+        ));
+        assert!(matches!(read_text("something else\n"), Err(ReadError::Argument { .. })));
+    }
+
+    #[test]
+    fn what_is_missing_is_found_before_between_within_and_after() {
+        let text: String =
+            [(1, 9), (2, 9), (5, 1), (6, 1), (7, 2), (9, 3), (20, 4)].map(|(s, d)| line(0, s, d)).concat();
+        let mut acks = read_text(&text).unwrap().0.remove(&0).unwrap();
+        let found = check(&mut acks, &[(2, 7, 1), (7, 8, 2), (8, 10, 5)]);
+        assert_eq!(found, [(1, 2, None), (2, 3, Some(1)), (9, 10, Some(5)), (20, 21, None)]);
+    }
+
+    /// A line kept twice is no loss; two batches claimed for one record cannot both be right.
+    #[test]
+    fn overlapping_runs_are_each_held_against_the_log() {
+        let order = [(0, 1), (1, 1), (2, 1), (1, 1), (2, 1), (3, 1), (1, 8)];
+        let text: String = order.map(|(s, d)| line(0, s, d)).concat();
+        let mut acks = read_text(&text).unwrap().0.remove(&0).unwrap();
+        assert_eq!(
+            check(&mut acks, &[(0, 2, 1), (2, 3, 2), (3, 4, 1)]),
+            [(1, 2, Some(1)), (2, 3, Some(2)), (2, 3, Some(2))]
+        );
+    }
+}

@@ -1,0 +1,176 @@
+//! The read side: what a log holds, without touching it.
+//!
+//! A reader takes no lasting lock, needs no permission to write, and works on a read-only folder,
+//! on a copy, and on a log that somebody writes to. Of such a live log it shows what is known to be
+//! durable, and nothing that a crash could still undo. Of a log without an owner it shows what
+//! recovery would keep.
+//!
+//! It never skips: what should be there and cannot be read ends the reading with an error. Only
+//! losses that are on record are stepped over.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use hanaper_shards::manifest::LogState;
+use hanaper_shards::wal::chain::Place;
+
+pub(crate) mod acks;
+pub(crate) mod batch;
+pub(crate) mod check;
+pub(crate) mod disk;
+pub mod inspect;
+mod promise;
+pub mod replay;
+mod shard;
+pub mod verify;
+pub(crate) mod view;
+
+use crate::error::ReadError as Error;
+use disk::ReadOnly;
+use replay::{Replay, ShardRecords};
+use shard::{ShardReader, Wanted};
+
+pub use crate::error::ReadError;
+pub use hanaper_shards::record::Kind;
+pub use inspect::{
+    BatchInspection, Inspection, SegmentInspection, ShardInspection, inspect, inspect_segment,
+};
+
+/// A log that is open for reading.
+///
+/// Each call that reads shows the log as it is at that moment.
+#[derive(Debug)]
+pub struct Reader {
+    disk: ReadOnly,
+    log: LogState,
+    notices: Mutex<Vec<String>>,
+}
+
+/// Which records are wanted. The default is all data records.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Select {
+    /// From this wall time on, in nanoseconds since 1970.
+    pub from_wall_ns: Option<i64>,
+    /// Before this wall time.
+    pub to_wall_ns: Option<i64>,
+    /// Of this shard only.
+    pub shard: Option<u32>,
+    /// With these sequences only (of each shard).
+    pub seqs: Option<Range<u64>>,
+    /// Control records too.
+    pub control: bool,
+}
+
+/// One record of a log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedRecord {
+    /// Its shard.
+    pub shard: u32,
+    /// Its sequence in the shard.
+    pub seq: u64,
+    /// Number of its batch.
+    pub batch: u64,
+    /// Log time in nanoseconds: never goes back.
+    pub log_time: u64,
+    /// Wall clock when it was appended, nanoseconds since 1970: may step.
+    pub wall_ns: i64,
+    /// Data or control.
+    pub kind: Kind,
+    /// [`hanaper_shards::record::FLAG_UNTERMINATED`], or 0.
+    pub flags: u8,
+    /// Who appended it; 0 is the log itself.
+    pub producer: u32,
+    /// Counts that producer's records.
+    pub producer_seq: u64,
+    /// The routing key.
+    pub key: Vec<u8>,
+    /// The event's bytes.
+    pub payload: Vec<u8>,
+}
+
+impl Reader {
+    /// Opens a log for reading.
+    pub fn open(path: impl AsRef<Path>) -> Result<Reader, Error> {
+        let (disk, log) = open(path.as_ref())?;
+        Ok(Reader { disk, log, notices: Mutex::default() })
+    }
+
+    /// All shards that the log ever had.
+    pub fn shards(&self) -> Vec<u32> {
+        self.log.shards().map(|(shard, _)| shard).collect()
+    }
+
+    /// What is selected, in order of time; one producer's records in the order in which it appended
+    /// them. Ends after the first error: what came before it is whole.
+    pub fn replay(&self, select: Select) -> Replay {
+        let wanted = Wanted {
+            from_wall_ns: select.from_wall_ns,
+            to_wall_ns: select.to_wall_ns,
+            seqs: select.seqs.unwrap_or(0..u64::MAX),
+            control: select.control,
+        };
+        let chosen = places(&self.log).filter(|p| select.shard.is_none_or(|shard| shard == p.shard));
+        Replay::new(chosen.map(|place| self.shard_reader(place, wanted.clone())).collect())
+    }
+
+    /// Records of one shard, control records too, in order of their sequence. Ends after the first error.
+    pub fn shard(&self, shard: u32, seqs: Range<u64>) -> Result<ShardRecords, Error> {
+        let place = places(&self.log).find(|p| p.shard == shard).ok_or(Error::NoSuchShard { shard })?;
+        let wanted = Wanted { from_wall_ns: None, to_wall_ns: None, seqs, control: true };
+        Ok(ShardRecords::new(self.shard_reader(place, wanted)))
+    }
+
+    /// What people should know about how it was read: losses that were stepped over, a folder that
+    /// could not be synced.
+    pub fn notices(&self) -> Vec<String> {
+        self.notices.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Bytes read from the disk so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.disk.bytes_read()
+    }
+
+    fn shard_reader(&self, place: Place, wanted: Wanted) -> ShardReader {
+        let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        ShardReader::new(&self.disk, place, wanted, &mut notices)
+    }
+}
+
+/// Opens the folder of a log and reads its manifest.
+pub(crate) fn open(path: &Path) -> Result<(ReadOnly, LogState), Error> {
+    let disk = folder(path)?;
+    let (log, _) = view::log_state(&disk)?;
+    Ok((disk, log))
+}
+
+/// A segment file somewhere: its folder, and its name there.
+pub(crate) fn segment_file(path: &Path) -> Result<(ReadOnly, String), Error> {
+    let named = || path.display().to_string();
+    let not_one = |why: &str| Error::Argument { name: named(), why: why.to_owned() };
+    let name =
+        path.file_name().and_then(|name| name.to_str()).ok_or_else(|| not_one("not the name of a file"))?;
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let disk = ReadOnly::for_file(folder, name).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => not_one("no such file"),
+        std::io::ErrorKind::InvalidInput => not_one("not a segment file"),
+        _ => Error::io(named())(error),
+    })?;
+    Ok((disk, name.to_owned()))
+}
+
+pub(crate) fn folder(path: &Path) -> Result<ReadOnly, Error> {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    ReadOnly::open(path).map_err(|error| match error.kind() {
+        NotFound | NotADirectory => {
+            Error::NotALog { path: path.display().to_string(), why: error.to_string() }
+        }
+        _ => Error::io(path.display().to_string())(error),
+    })
+}
+
+/// Every shard that the log ever had, and where its chain belongs.
+pub(crate) fn places(log: &LogState) -> impl Iterator<Item = Place> + '_ {
+    log.shards().map(|(shard, generation)| Place { log: log.log, generation, shard })
+}

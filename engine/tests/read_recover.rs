@@ -1,0 +1,278 @@
+//! Recover: it says what it does, does no more, and what it leaves behind reads and verifies.
+
+mod handmade;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use hanaper::ErrorKind;
+use hanaper::read::verify::{Report, VerifyOptions, verify};
+use hanaper::read::{Reader, Select, inspect, inspect_segment};
+use hanaper::recover::{self, Mode};
+use hanaper_shards::io::Disk;
+use handmade::{Hand, event, overwrite};
+
+fn check(path: &Path) -> Report {
+    verify(path, &VerifyOptions::default(), &mut |f| eprintln!("{f:?}")).unwrap()
+}
+
+fn seqs(path: &Path) -> Vec<u64> {
+    Reader::open(path).unwrap().replay(Select::default()).map(|r| r.unwrap().producer_seq).collect()
+}
+
+fn files(path: &Path, ending: &str) -> BTreeMap<String, Vec<u8>> {
+    let all = fs::read_dir(path).unwrap().map(|f| f.unwrap());
+    all.map(|f| (f.file_name().into_string().unwrap(), fs::read(f.path()).unwrap()))
+        .filter(|(name, _)| name.ends_with(ending))
+        .collect()
+}
+
+/// Three sealed segments of five batches with two records each, and one that is not sealed.
+fn sample() -> Hand {
+    let mut hand = Hand::new(1);
+    for i in 0..20u64 {
+        hand.shards[0].batch(&[event(1, 2 * i, 100 + 2 * i), event(1, 2 * i + 1, 101 + 2 * i)]);
+        if i % 5 == 4 && i < 19 {
+            hand.shards[0].seal();
+        }
+    }
+    hand.shards[0].stamp();
+    hand.die();
+    hand
+}
+
+#[test]
+fn a_whole_log_needs_nothing_and_gets_nothing() {
+    let mut hand = sample();
+    let before = files(hand.path(), "");
+    let plan = recover::plan(hand.path(), Mode::Conservative).unwrap();
+    assert_eq!(plan.steps.iter().filter(|s| s.loses).count(), 0);
+    assert_eq!(plan.steps[0].row, "blank tail", "opening ends what was not closed");
+    assert_eq!(files(hand.path(), ""), before, "a plan changes nothing");
+    hand.seal_all();
+    assert_eq!(recover::plan(hand.path(), Mode::Conservative).unwrap().steps, []);
+    let before = files(hand.path(), ".manifest");
+    recover::write(hand.path(), Mode::Conservative).unwrap();
+    assert_eq!(files(hand.path(), ".manifest"), before);
+}
+
+/// Damage in a sealed segment, in the one that is not sealed, and in both.
+#[test]
+fn a_loss_on_record_lets_the_log_go_on() {
+    for bad in [vec![2], vec![17], vec![0, 4, 12, 16, 18]] {
+        let hand = sample();
+        for &number in &bad {
+            let (index, entry) = hand.shards[0].batches[number as usize];
+            overwrite(&hand.file(0, index), entry.offset + 300, |bytes| bytes[0] ^= 1);
+        }
+        let segments = files(hand.path(), ".segment");
+        let plan = recover::plan(hand.path(), Mode::Conservative).unwrap();
+        let lost: Vec<_> = plan.steps.iter().filter(|s| s.loses).collect();
+        assert_eq!(lost.len(), bad.len(), "{plan:?}");
+        for (step, number) in lost.iter().zip(&bad) {
+            assert_eq!(step.row, "BATCH-DIGEST");
+            assert!(step.place.starts_with(&format!("shard 0 batch {number} ")), "{step:?}");
+        }
+        assert!(check(hand.path()).failures > 0);
+        let done = recover::write(hand.path(), Mode::Conservative).unwrap();
+        assert_eq!(done, plan, "it does what it said");
+        assert_eq!(files(hand.path(), ".segment"), segments, "no segment is touched");
+        let report = check(hand.path());
+        assert_eq!((report.failures, report.losses), (0, bad.len() as u64));
+        let wanted: Vec<u64> = (0..40).filter(|seq| !bad.contains(&(seq / 2))).collect();
+        assert_eq!(seqs(hand.path()), wanted);
+        let notices = {
+            let reader = Reader::open(hand.path()).unwrap();
+            assert_eq!(reader.replay(Select::default()).count(), wanted.len());
+            reader.notices()
+        };
+        assert_eq!(notices.len(), bad.len(), "stepping over is told: {notices:?}");
+        // What is on record once is not put there again.
+        let again = recover::write(hand.path(), Mode::Conservative).unwrap();
+        assert!(again.steps.iter().all(|s| !s.loses), "{again:?}");
+    }
+}
+
+/// A sealed segment that is gone, first, in the middle, or last, keeps the log shut only until the loss is on record.
+#[test]
+fn a_lost_sealed_segment_can_be_put_on_record() {
+    for (gone, sealed) in [(0u64, false), (1, false), (2, false), (3, true)] {
+        let mut hand = sample();
+        if sealed {
+            hand.seal_all();
+        }
+        fs::remove_file(hand.file(0, gone)).unwrap();
+        assert!(check(hand.path()).failures > 0);
+        let plan = recover::write(hand.path(), Mode::Conservative).unwrap();
+        assert!(plan.steps.iter().any(|s| s.row == "MISSING" && s.loses), "{plan:?}");
+        let report = check(hand.path());
+        assert_eq!((report.failures, report.losses), (0, 1), "segment {gone}");
+        let wanted: Vec<u64> = (0..40).filter(|seq| seq / 10 != gone).collect();
+        assert_eq!(seqs(hand.path()), wanted);
+    }
+}
+
+#[test]
+fn a_sealed_segment_that_was_cut_short_keeps_what_is_left() {
+    for (index, first_lost) in [(1u64, 8u64), (3, 18)] {
+        let mut hand = sample();
+        hand.seal_all();
+        let path = hand.file(0, index);
+        let cut = hand.shards[0].batches[first_lost as usize].1.offset;
+        fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(cut).unwrap();
+        assert!(check(hand.path()).failures > 0);
+        recover::write(hand.path(), Mode::Conservative).unwrap();
+        let report = check(hand.path());
+        assert_eq!((report.failures, report.losses), (0, 1), "segment {index}");
+        let lost = 2 * first_lost..10 * (index + 1);
+        assert_eq!(seqs(hand.path()), (0..40).filter(|s| !lost.contains(s)).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn what_cannot_be_put_right_is_refused_and_nothing_is_written() {
+    let hand = sample();
+    // The active segment is gone: nobody knows what was in it.
+    fs::remove_file(hand.file(0, 3)).unwrap();
+    let before = files(hand.path(), ".manifest");
+    let error = recover::write(hand.path(), Mode::Conservative).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Integrity, "{error}");
+    assert_eq!(files(hand.path(), ".manifest"), before);
+    assert!(recover::plan(hand.path(), Mode::Conservative).unwrap().steps[0].loses);
+}
+
+#[test]
+fn a_log_that_somebody_writes_to_is_left_alone() {
+    let mut hand = Hand::new(1);
+    hand.shards[0].batch(&[event(1, 0, 10)]);
+    let error = recover::write(hand.path(), Mode::Conservative).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Owned, "a segment is locked: {error}");
+    hand.die();
+    let lock = hand.disk.create("lock").unwrap();
+    assert!(hand.disk.try_lock(&lock).unwrap());
+    let error = recover::write(hand.path(), Mode::Conservative).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Owned, "the log is locked: {error}");
+}
+
+/// If no batch is lost, the mended file is the very file that was sealed.
+#[test]
+fn a_footer_is_built_anew_as_it_was() {
+    let hand = sample();
+    let path = hand.file(0, 1);
+    let whole = fs::read(&path).unwrap();
+    let output = hand.beside("mended.segment");
+    for (at, wrong) in [(10, 0x55), (300, 0x55), (511, 0), (4000, 0x55)] {
+        let mut damaged = whole.clone();
+        let from = whole.len() - 1 - at;
+        damaged[from..from + 8.min(at)].fill(wrong);
+        fs::write(&path, &damaged).unwrap();
+        assert!(check(hand.path()).failures > 0, "{at}");
+        let plan = recover::segment(&path, &output, Mode::Conservative).unwrap();
+        assert_eq!(
+            plan.steps.iter().map(|s| (s.row, s.loses)).collect::<Vec<_>>(),
+            [("FOOTER", false)],
+            "{at}"
+        );
+        assert_eq!(fs::read(&output).unwrap(), whole, "{at}");
+        fs::rename(&output, &path).unwrap();
+        assert_eq!(check(hand.path()).failures, 0);
+    }
+}
+
+#[test]
+fn a_damaged_segment_comes_out_without_its_damage() {
+    for (index, number) in [(1u64, 7usize), (3, 17)] {
+        let hand = sample();
+        let path = hand.file(0, index);
+        let entry = hand.shards[0].batches[number].1;
+        // The second record is hit; the first is whole.
+        overwrite(&path, entry.offset + 256 + 100, |bytes| bytes[0] ^= 1);
+        let before = fs::read(&path).unwrap();
+        let output = hand.beside("out.segment");
+        let plan = recover::segment(&path, &output, Mode::Conservative).unwrap();
+        assert!(plan.steps[0].loses && plan.steps[0].row == "BATCH-DIGEST");
+        assert!(plan.salvaged.is_empty());
+        let mended = inspect_segment(&output).unwrap();
+        let expected: Vec<u64> = hand.shards[0]
+            .batches
+            .iter()
+            .filter(|(i, e)| *i == index && e.number != number as u64)
+            .map(|(_, e)| e.number)
+            .collect();
+        assert_eq!(mended.iter().map(|b| b.number).collect::<Vec<_>>(), expected);
+        assert!(mended.iter().all(|b| b.fault.is_none()));
+        assert_eq!(fs::read(&path).unwrap(), before, "the original is never touched");
+        // It never overwrites anything.
+        let error = recover::segment(&path, &output, Mode::Conservative).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+
+        let output = hand.beside("aggressive.segment");
+        let plan = recover::segment(&path, &output, Mode::Aggressive).unwrap();
+        let salvaged: Vec<_> = plan.salvaged.iter().map(|r| (r.seq, r.producer_seq, r.log_time)).collect();
+        let first = 2 * number as u64;
+        assert_eq!(salvaged, [(first, first, 100 + first)]);
+        assert_eq!(plan.steps.iter().filter(|s| s.row == "SALVAGED").count(), 1);
+        let text = fs::read_to_string(hand.beside("aggressive.segment.salvaged")).unwrap();
+        assert_eq!(text.lines().count(), 1);
+    }
+}
+
+/// Records are found again behind a place where the lengths cannot be trusted.
+#[test]
+fn salvage_finds_its_way_past_broken_lengths() {
+    let mut hand = Hand::new(1);
+    let events: Vec<_> = (0..10).map(|i| event(1, i, 100 + i)).collect();
+    hand.shards[0].batch(&events);
+    hand.shards[0].batch(&[event(1, 10, 110)]);
+    hand.shards[0].stamp();
+    hand.die();
+    let path = hand.file(0, 0);
+    let entry = hand.shards[0].batches[0].1;
+    let record = hanaper_shards::record::encoded_bytes(events[0].key.len(), events[0].payload.len()) as u64;
+    // The batch's own header too.
+    overwrite(&path, entry.offset + 40, |bytes| bytes[0] ^= 1);
+    for bad in [2, 3, 7] {
+        overwrite(&path, entry.offset + 256 + bad * record, |bytes| bytes[..16].fill(0xFF));
+    }
+    let plan = recover::segment(&path, hand.beside("out"), Mode::Aggressive).unwrap();
+    let found: Vec<u64> = plan.salvaged.iter().map(|r| r.seq).collect();
+    assert_eq!(found, [0, 1, 4, 5, 6, 8, 9]);
+}
+
+#[test]
+fn what_is_no_segment_is_refused() {
+    let hand = sample();
+    let not = hand.beside("not");
+    for contents in [vec![], vec![7; 100], vec![0; 9000], vec![7; 9000]] {
+        fs::write(&not, contents).unwrap();
+        assert_eq!(
+            recover::segment(&not, hand.beside("o"), Mode::Aggressive).unwrap_err().kind(),
+            ErrorKind::Integrity
+        );
+        assert_eq!(inspect_segment(&not).unwrap(), []);
+        assert!(!hand.beside("o").exists());
+    }
+    let missing = recover::segment(hand.beside("nowhere"), hand.beside("o"), Mode::Conservative);
+    assert_eq!(missing.unwrap_err().kind(), ErrorKind::Usage);
+}
+
+#[test]
+fn inspect_tells_what_lies_where() {
+    let hand = sample();
+    let log = inspect(hand.path()).unwrap();
+    assert_eq!((log.owner_pid, log.generation, log.shards.len()), (None, 0, 1));
+    let shard = &log.shards[0];
+    assert_eq!((shard.durable_batch, shard.next_batch, shard.next_seq), (Some(19), 21, 40));
+    let states: Vec<_> = shard.segments.iter().map(|s| (s.index, s.state, s.batches, s.records)).collect();
+    assert_eq!(
+        states,
+        [(0, "sealed", 5, 10), (1, "sealed", 5, 10), (2, "sealed", 5, 10), (3, "unsealed", 6, 10)]
+    );
+    assert_eq!(shard.segments[1].from_wall_ns, Some(handmade::WALL + 110));
+    fs::remove_file(hand.file(0, 1)).unwrap();
+    assert_eq!(inspect(hand.path()).unwrap().shards[0].segments[1].state, "missing");
+    let batches = inspect_segment(hand.file(0, 3)).unwrap();
+    assert_eq!(batches.len(), 6);
+    assert_eq!((batches[5].number, batches[5].records, batches[5].durable), (20, 0, Some(19)));
+}

@@ -580,7 +580,8 @@ fn recover_shard(
         }
     };
     let examined = chain::examine(folder, place, &manifest.state).map_err(io)?;
-    // The locks of spares move over to the files that recovery opens.
+    // Nothing is in flight any more, and the log's own lock keeps others out; recovery takes the locks of the
+    // files that it opens itself.
     drop(locks);
     let mut start = recovery::recover(folder, place, &mut manifest, examined, begin)
         .map_err(|source| OpenError::from_recovery(path.to_owned(), source))?;

@@ -4,7 +4,7 @@ use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_queue::SegQueue;
 use hanaper_ingest::{Intake, Producer, ProducerError, ShardPort};
@@ -25,8 +25,8 @@ use hanaper_shards::segment::paths::{self, Name};
 use hanaper_shards::shard::{Config, Published, Shard, Supply};
 use hanaper_shards::wake::Wake;
 use hanaper_shards::wal::chain::{self, Place};
-use hanaper_shards::wal::prepare;
-use hanaper_shards::wal::recovery::{self, Begin, Recovered, Start};
+use hanaper_shards::wal::open::{Looked, Opened, Opening};
+use hanaper_shards::wal::recovery::{self, Begin, Recovered, RecoveryError, Start};
 
 use crate::builder::Builder;
 use crate::error::{CloseError, OpenError};
@@ -126,7 +126,13 @@ impl Log {
         let epoch = state.epoch + 1;
         let clock_wall = Clock::start(0).anchor().wall_ns;
 
-        let mut opened = recover_shards(&folder, &path, &state, layout, epoch, clock_wall, &builder)?;
+        let looked = look_at(&folder, &path, &state, &layout)?;
+        // On record before any segment belongs to it, and only if nothing is damaged.
+        let opened_line = LogLine::Opened { epoch, pid: std::process::id(), wall: clock_wall };
+        let fenced_before = std::mem::take(&mut state.fenced);
+        append(&mut journal, &[opened_line])
+            .map_err(|source| OpenError::Manifest { path: path.clone(), source })?;
+        let mut opened = recover(&path, looked, epoch, clock_wall, &builder)?;
         let log_time_max =
             opened.iter().map(|o| o.start.log_time_max).max().unwrap_or(0).max(old_log_time(&folder, &state));
         let clock = Clock::start((log_time_max + 1).max(u64::try_from(clock_wall).unwrap_or(0)));
@@ -136,11 +142,6 @@ impl Log {
         } else {
             probe::choose_unmeasured(&folder, builder.backend).map_err(io)?
         };
-        let opened_line = LogLine::Opened { epoch, pid: std::process::id(), wall: clock_wall };
-        let fenced_before = std::mem::take(&mut state.fenced);
-        journal
-            .append(&[opened_line.write()])
-            .map_err(|e| OpenError::Manifest { path: path.clone(), source: e.into() })?;
 
         let driver_path = match chosen.backend {
             Backend::Posix => Path::Posix { dsync: chosen.dsync },
@@ -157,7 +158,7 @@ impl Log {
         let mut recovered = Vec::new();
         let mut seats: Vec<Vec<SeatPlan>> = (0..drivers).map(|_| Vec::new()).collect();
         for (slot, opened) in opened.drain(..).enumerate() {
-            let OpenedShard { place, manifest, start } = opened;
+            let Opened { place, manifest, start } = opened;
             recovered.extend(start.recovered.clone().map(|r| (place.shard, r)));
             let wake = Arc::clone(&wakes[slot % drivers]);
             let supply = Arc::new(Supply::default());
@@ -318,11 +319,12 @@ impl Log {
         let (ended, panicked) = self.join_drivers();
         self.slow_queue.stop();
         let mut report = CloseReport::default();
+        let shard_at = |slot: usize| self.layout.first_shard + slot as u32;
+        let mut ended_lines: Vec<LogLine> =
+            ended.iter().map(|e| LogLine::Ended { shard: shard_at(e.slot), chain: e.chain }).collect();
         let worker = self.slow.take().map(JoinHandle::join);
-        let failures: Vec<(u32, Stopped)> = ended
-            .iter()
-            .filter_map(|e| Some((self.layout.first_shard + e.slot as u32, e.failure?)))
-            .collect();
+        let failures: Vec<(u32, Stopped)> =
+            ended.iter().filter_map(|e| Some((shard_at(e.slot), e.failure?))).collect();
         match worker {
             Some(Ok(mut worker)) => {
                 for e in ended {
@@ -349,9 +351,8 @@ impl Log {
             return Err(CloseError::Stopped { shard, why });
         }
         let wall = Clock::start(0).anchor().wall_ns;
-        journal
-            .append(&[LogLine::Closed { epoch: self.epoch, wall }.write()])
-            .map_err(|e| CloseError::Manifest(e.into()))?;
+        ended_lines.push(LogLine::Closed { epoch: self.epoch, wall });
+        append(&mut journal, &ended_lines).map_err(CloseError::Manifest)?;
         report.records = self.published.iter().map(|p| p.acknowledged.load(Ordering::Relaxed)).sum();
         Ok(report)
     }
@@ -382,6 +383,12 @@ impl Drop for Log {
             let _abandoned = slow.join();
         }
     }
+}
+
+/// Makes lines durable, all or none.
+fn append(journal: &mut Journal<Folder>, lines: &[LogLine]) -> Result<(), ManifestError> {
+    let texts: Vec<String> = lines.iter().map(LogLine::write).collect();
+    Ok(journal.append(&texts)?)
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
@@ -518,93 +525,76 @@ fn open_manifest(folder: &Folder, builder: &Builder) -> Result<(Journal<Folder>,
     Ok((journal, state))
 }
 
-struct OpenedShard {
-    place: Place,
-    manifest: ShardManifest<Folder>,
-    start: Start<FolderFile>,
-}
-
-/// Recovers all shards, each on a thread of its own: opening takes as long as the slowest.
-fn recover_shards(
+/// Looks at all shards, each on a thread of its own, and changes nothing that was ever written to.
+fn look_at(
     folder: &Folder,
     path: &FsPath,
     state: &LogState,
-    layout: Layout,
+    layout: &Layout,
+) -> Result<Vec<Looked<Folder>>, OpenError> {
+    let io = |source| OpenError::Io { path: path.to_owned(), source };
+    let looked = each_at_once(layout.shards().collect(), |shard| {
+        let place = Place { log: state.log, generation: layout.generation, shard };
+        let expected = state.expected(shard, layout.generation);
+        let mut opening = Opening::begin(folder, place, expected, random::bytes())
+            .map_err(|source| OpenError::Manifest { path: path.to_owned(), source })?;
+        let deadline = Instant::now() + IN_FLIGHT_WAIT;
+        while !opening.lock().map_err(io)? {
+            if Instant::now() > deadline {
+                return Err(OpenError::StillInFlight(path.to_owned()));
+            }
+            // The kernel says nothing when a dead process's last write lands; flock has no time limit.
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        opening.look().map_err(io)
+    })?;
+    let damage: Vec<_> = looked.iter().flat_map(|l| l.examined.damage.clone()).collect();
+    if !damage.is_empty() {
+        return Err(OpenError::from_recovery(path.to_owned(), RecoveryError::Damaged(damage)));
+    }
+    Ok(looked)
+}
+
+/// Recovers all shards: opening takes as long as the slowest.
+fn recover(
+    path: &FsPath,
+    looked: Vec<Looked<Folder>>,
     epoch: u64,
     wall_ns: i64,
     builder: &Builder,
-) -> Result<Vec<OpenedShard>, OpenError> {
-    let one = |shard: u32| {
-        let place = Place { log: state.log, generation: layout.generation, shard };
+) -> Result<Vec<Opened<Folder>>, OpenError> {
+    each_at_once(looked, |looked| {
         let begin = Begin {
             incarnation: random::bytes(),
             epoch,
             wall_ns,
             first_segment_bytes: first_segment_bytes(builder),
         };
-        recover_shard(folder, path, place, begin, state.layout_opened)
-    };
-    let shards: Vec<u32> = layout.shards().collect();
-    let mut out = Vec::new();
-    for group in shards.chunks(runtime::cores().len().max(1)) {
-        let opened: Vec<Result<OpenedShard, OpenError>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = group.iter().map(|&s| scope.spawn(move || one(s))).collect();
-            threads.into_iter().map(|t| t.join().expect("recovery does not panic")).collect()
-        });
-        for opened in opened {
-            out.push(opened?);
-        }
-    }
-    Ok(out)
+        looked.recover(begin).map_err(|source| OpenError::from_recovery(path.to_owned(), source))
+    })
 }
 
-fn recover_shard(
-    folder: &Folder,
-    path: &FsPath,
-    place: Place,
-    begin: Begin,
-    manifest_must_exist: bool,
-) -> Result<OpenedShard, OpenError> {
-    let io = |source| OpenError::Io { path: path.to_owned(), source };
-    let mut manifest = ShardManifest::open(folder, place, random::bytes(), manifest_must_exist)
-        .map_err(|source| OpenError::Manifest { path: path.to_owned(), source })?;
-    let deadline = std::time::Instant::now() + IN_FLIGHT_WAIT;
-    let locks = loop {
-        match recovery::lock_segments(folder, place.shard, &manifest).map_err(io)? {
-            Some(locks) => break locks,
-            None if std::time::Instant::now() > deadline => {
-                return Err(OpenError::StillInFlight(path.to_owned()));
-            }
-            // The kernel says nothing when a dead process's last write lands; flock has no time limit.
-            None => std::thread::sleep(Duration::from_millis(2)),
+/// As many at once as there are cores; in order, or the first error.
+fn each_at_once<T: Send, U: Send, E: Send>(
+    items: Vec<T>,
+    one: impl Fn(T) -> Result<U, E> + Sync,
+) -> Result<Vec<U>, E> {
+    let mut out = Vec::with_capacity(items.len());
+    let mut items = items.into_iter();
+    let at_once = runtime::cores().len().max(1);
+    loop {
+        let group: Vec<T> = items.by_ref().take(at_once).collect();
+        if group.is_empty() {
+            return Ok(out);
         }
-    };
-    let examined = chain::examine(folder, place, &manifest.state).map_err(io)?;
-    // Nothing is in flight any more, and the log's own lock keeps others out; recovery takes the locks of the
-    // files that it opens itself.
-    drop(locks);
-    let mut start = recovery::recover(folder, place, &mut manifest, examined, begin)
-        .map_err(|source| OpenError::from_recovery(path.to_owned(), source))?;
-    if start.active.is_none() && start.spares.is_empty() {
-        let index = start.next_index;
-        match prepare::prepare(
-            folder,
-            &mut manifest,
-            place.shard,
-            index,
-            begin.first_segment_bytes,
-            &mut || true,
-        ) {
-            Ok(prepared) => {
-                start.next_index += 1;
-                start.spares.push(prepared);
-            }
-            // The log opens all the same, and takes nothing before there is room.
-            Err(error) if error.is_no_space() => {}
-            Err(error) => return Err(OpenError::from_recovery(path.to_owned(), error.into())),
+        let done: Vec<Result<U, E>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = group.into_iter().map(|item| scope.spawn(|| one(item))).collect();
+            threads.into_iter().map(|t| t.join().expect("opening a shard does not panic")).collect()
+        });
+        for done in done {
+            out.push(done?);
         }
     }
-    Ok(OpenedShard { place, manifest, start })
 }
 
 /// The greatest log time in shards of earlier layouts, so that time goes on rising.
@@ -633,19 +623,14 @@ fn reshard(
 ) -> Result<(Journal<Folder>, LogState), OpenError> {
     let path = &builder.path;
     let old = *state.layout();
+    let looked = look_at(folder, path, &state, &old)?;
     drop(journal);
-    for shard in old.shards() {
-        let place = Place { log: state.log, generation: old.generation, shard };
-        let begin = Begin {
-            incarnation: random::bytes(),
-            epoch: state.epoch,
-            wall_ns: Clock::start(0).anchor().wall_ns,
-            first_segment_bytes: first_segment_bytes(builder),
-        };
-        let mut opened = recover_shard(folder, path, place, begin, state.layout_opened)?;
+    let wall_ns = Clock::start(0).anchor().wall_ns;
+    let mut ended = Vec::new();
+    for mut opened in recover(path, looked, state.epoch, wall_ns, builder)? {
+        let shard = opened.place.shard;
         let mut jobs = std::mem::take(&mut opened.start.to_seal);
         jobs.extend(opened.start.active.take().map(hanaper_shards::shard::seal_job));
-        let manifest = |source| OpenError::Manifest { path: path.clone(), source };
         for job in &jobs {
             hanaper_shards::wal::seal::seal(folder, &mut opened.manifest, job).map_err(|error| {
                 OpenError::Io { path: path.clone(), source: std::io::Error::other(error.to_string()) }
@@ -655,17 +640,16 @@ fn reshard(
             recovery::retire(folder, shard, &mut opened.manifest, spare.index, "resharded")
                 .map_err(|source| OpenError::from_recovery(path.clone(), source))?;
         }
-        opened.manifest.append(&[]).map_err(manifest)?;
+        ended.push(LogLine::Ended { shard, chain: opened.start.chain });
     }
     let (mut journal, mut state) = open_manifest(folder, builder)?;
-    let line = LogLine::Layout(Layout {
+    let mut lines = ended;
+    lines.push(LogLine::Layout(Layout {
         generation: old.generation + 1,
         first_shard: old.first_shard + old.router.shards,
         router: Router { seed: old.router.seed, shards },
-    });
-    journal
-        .append(&[line.write()])
-        .map_err(|e| OpenError::Manifest { path: path.clone(), source: e.into() })?;
-    state.apply(&line);
+    }));
+    append(&mut journal, &lines).map_err(|source| OpenError::Manifest { path: path.clone(), source })?;
+    lines.iter().for_each(|line| state.apply(line));
     Ok((journal, state))
 }

@@ -138,21 +138,16 @@ fn look(path: &Path) -> Result<(ReadOnly, Vec<Found>), ReadError> {
     let (disk, log) = read::open(path)?;
     let mut found = Vec::new();
     for place in read::places(&log) {
-        let view = View::take(&disk, place)?;
+        let view = View::take(&disk, place, &log)?;
         let mut ignore = |_| {};
-        let mut check = ShardCheck {
-            disk: &disk,
-            acks: ShardAcks::default(),
-            tell: &mut ignore,
-            report: Default::default(),
-            failed: Vec::new(),
-        };
+        let mut check = ShardCheck::new(&disk, ShardAcks::default(), &mut ignore);
         check.run(&view)?;
         let failed = check.failed;
         let mut state = view.manifest.clone();
         state.losses.extend(failed.iter().filter_map(|d| d.loss.clone()));
         let name = format!("shard {}", place.shard);
-        let after = chain::examine(&disk, place, &state).map_err(ReadError::io(name))?;
+        let mut after = chain::examine(&disk, place, &state).map_err(ReadError::io(name))?;
+        after.compare(place, &state, &view.expected);
         found.push(Found { place, manifest: view.manifest, live: view.live, failed, after });
     }
     Ok((disk, found))

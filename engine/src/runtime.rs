@@ -15,8 +15,9 @@ use hanaper_shards::io::disk::{Folder, FolderFile};
 use hanaper_shards::io::posix::PosixIo;
 use hanaper_shards::io::uring::UringIo;
 use hanaper_shards::io::{Io, Wait};
-use hanaper_shards::shard::{Shard, Turn};
+use hanaper_shards::shard::{self, Shard, Turn};
 use hanaper_shards::wake::Wake;
+use hanaper_shards::wal::chain::Chain;
 use hanaper_shards::wal::prepare::Prepared;
 
 use crate::builder::{Driver, FailurePolicy};
@@ -44,6 +45,8 @@ pub(crate) struct Seat<I: Io> {
 pub(crate) struct Ended {
     pub(crate) slot: usize,
     pub(crate) failure: Option<Stopped>,
+    /// Where its chain ends; durable if nothing failed.
+    pub(crate) chain: Chain,
     pub(crate) spares: Vec<Prepared<FolderFile>>,
 }
 
@@ -207,6 +210,7 @@ fn end<I: Io<Disk = Folder>>(shards: &mut [Shard<I>], slots: &[usize]) -> Vec<En
     let ended = |(shard, &slot): (&mut Shard<I>, &usize)| Ended {
         slot,
         failure: shard.failure(),
+        chain: shard.chain(),
         spares: shard.take_spares(),
     };
     shards.iter_mut().zip(slots).map(ended).collect()
@@ -300,14 +304,11 @@ fn step<I: Io<Disk = Folder>>(
         fail_all(shards, "io_uring_enter", &error);
     }
     let any = !done.is_empty();
-    // A failed sync may have dropped what an earlier commit wrote, and that one's own sync then finds nothing to
-    // do and succeeds. So the shard hears of the failure first.
-    done.sort_by_key(|completion| completion.result.is_ok());
-    for completion in done.drain(..) {
-        let slot = (completion.token >> 48) as usize;
-        let at = slots.iter().position(|&s| s == slot).expect("a token carries its shard's slot");
+    shard::deliver(done, |slot, completion| {
+        let at =
+            slots.iter().position(|&s| s == usize::from(slot)).expect("a token carries its shard's slot");
         shards[at].complete(completion);
-    }
+    });
     any
 }
 

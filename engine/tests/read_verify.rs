@@ -221,6 +221,38 @@ fn every_file_is_accounted_for() {
     assert!(failing(hand.path()).contains(&"STRAY"), "a segment with data that nobody named");
 }
 
+/// Something else may stand where a file of the log should: it is named, and nothing is read through it.
+#[test]
+fn a_name_that_is_taken_by_no_file_is_a_stray() {
+    for name in ["log.manifest", "lock", "shard-0001.manifest", "shard-0001-0000000000.segment"] {
+        let hand = sample(true);
+        let path = hand.path().join(name);
+        let elsewhere = hand.path().parent().unwrap().join("elsewhere");
+        // The lock is made by openings, and this log never had one.
+        if path.exists() {
+            fs::rename(&path, &elsewhere).unwrap();
+        }
+        fs::create_dir(&path).unwrap();
+        assert_eq!(failing(hand.path()), ["STRAY", "NOT-COVERED"], "{name} is a folder");
+        fs::remove_dir(&path).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        assert_eq!(failing(hand.path()), ["STRAY", "NOT-COVERED"], "{name} is a link");
+    }
+}
+
+/// What a kill leaves half-made is told, so that nobody wonders, and fails nothing.
+#[test]
+fn what_was_being_prepared_is_told() {
+    let hand = sample(false);
+    fs::write(hand.path().join("shard-0000-0000000009.prep"), "x").unwrap();
+    fs::write(hand.file(1, 9), vec![0; 64 << 10]).unwrap();
+    let (report, findings) = check(hand.path());
+    let told: Vec<_> = findings.iter().map(|f| (f.verdict, f.place.as_str())).collect();
+    assert!(told.contains(&("LEFTOVER", "shard-0000-0000000009.prep")), "{told:?}");
+    assert!(told.contains(&("LEFTOVER", "shard-0001-0000000009.segment")), "{told:?}");
+    assert_eq!(report.failures, 0);
+}
+
 /// What was never acknowledged may be torn, and what a recycled file held before may stand behind it.
 #[test]
 fn an_honest_tail_passes() {

@@ -8,6 +8,7 @@
 //!   layout generation=0 first_shard=0 shards=2 seed=0 reduction=multiply_shift
 //!   opened epoch=1 pid=4711 wall=UNIX_NS
 //!   fenced shard=0 op=fdatasync errno=5 offset=8192
+//!   ended shard=0 batches=12 seqs=431 digest=HEX   what it held when the log was closed
 //!   closed epoch=1 wall=UNIX_NS
 //! shard-0000.manifest
 //!   shard log=HEX generation=0 shard=0
@@ -29,7 +30,7 @@ use crate::io::Disk;
 use crate::journal::{self, Journal, JournalError};
 use crate::router::Router;
 use crate::segment::paths;
-use crate::wal::chain::Place;
+use crate::wal::chain::{Chain, Place};
 
 /// A line that means nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -71,6 +72,8 @@ pub struct LogState {
     pub pid: u32,
     /// Whether the layout in force was ever opened: from then on each of its shards has a manifest.
     pub layout_opened: bool,
+    /// Where each shard's chain ended when the log was last closed: it never ends before that again.
+    pub ended: BTreeMap<u32, Chain>,
     /// Shards that stopped in that opening, because their segment could not be written or synced.
     pub fenced: Vec<Fenced>,
 }
@@ -88,6 +91,18 @@ pub struct Fenced {
     pub offset: u64,
 }
 
+/// What `log.manifest` knows of a shard. A shard whose files say less was put back from an older copy;
+/// if they say more, `log.manifest` was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected {
+    /// Whether it must have a manifest.
+    pub manifest: bool,
+    /// Where its chain ended when the log was last closed.
+    pub ended: Option<Chain>,
+    /// Number of the last opening: no segment belongs to a later one.
+    pub epoch: u64,
+}
+
 /// One line of `log.manifest`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -96,6 +111,7 @@ pub enum LogLine {
     Layout(Layout),
     Opened { epoch: u64, pid: u32, wall: i64 },
     Fenced(Fenced),
+    Ended { shard: u32, chain: Chain },
     Closed { epoch: u64, wall: i64 },
 }
 
@@ -117,6 +133,12 @@ impl LogLine {
             LogLine::Fenced(f) => {
                 format!("fenced shard={} op={} errno={} offset={}", f.shard, f.op, f.errno, f.offset)
             }
+            LogLine::Ended { shard, chain } => format!(
+                "ended shard={shard} batches={} seqs={} digest={}",
+                chain.number,
+                chain.seq,
+                hex(&chain.previous)
+            ),
             LogLine::Closed { epoch, wall } => format!("closed epoch={epoch} wall={wall}"),
         }
     }
@@ -157,6 +179,14 @@ impl LogLine {
                     errno: f.number("errno")?,
                     offset: f.number("offset")?,
                 }),
+                "ended" => LogLine::Ended {
+                    shard: f.number("shard")?,
+                    chain: Chain {
+                        number: f.number("batches")?,
+                        seq: f.number("seqs")?,
+                        previous: unhex(f.get("digest")?)?,
+                    },
+                },
                 "closed" => LogLine::Closed { epoch: f.number("epoch")?, wall: f.number("wall")? },
                 _ => return None,
             })
@@ -197,7 +227,17 @@ impl LogState {
                 self.fenced.clear();
             }
             LogLine::Fenced(fenced) => self.fenced.push(fenced.clone()),
+            LogLine::Ended { shard, chain } => _ = self.ended.insert(*shard, *chain),
             LogLine::Closed { .. } => self.closed = true,
+        }
+    }
+
+    /// What a shard's own files must hold at least.
+    pub fn expected(&self, shard: u32, generation: u32) -> Expected {
+        Expected {
+            manifest: generation < self.layout().generation || self.layout_opened,
+            ended: self.ended.get(&shard).copied(),
+            epoch: self.epoch,
         }
     }
 
@@ -538,6 +578,7 @@ mod tests {
             LogLine::Layout(Layout { generation: 0, first_shard: 0, router: Router { seed: 1, shards: 2 } }),
             LogLine::Opened { epoch: 1, pid: 2, wall: 3 },
             LogLine::Fenced(Fenced { shard: 1, op: "fdatasync".into(), errno: 5, offset: 4096 }),
+            LogLine::Ended { shard: 1, chain: Chain { number: 12, seq: 431, previous: [3; 32] } },
             LogLine::Closed { epoch: 1, wall: 4 },
         ];
         for line in lines {

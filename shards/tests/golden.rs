@@ -106,21 +106,22 @@ struct Writer {
     manifest: ShardManifest<Folder>,
     start: Start<FolderFile>,
     life: u8,
+    epoch: u64,
 }
 
 impl Writer {
-    fn open(folder: &Folder, shard: u32, life: u8) -> Writer {
+    fn open(folder: &Folder, shard: u32, life: u8, epoch: u64) -> Writer {
         let place = place(shard);
         let mut manifest = ShardManifest::open(folder, place, [0xB0 + shard as u8; 16], false).unwrap();
         let examined = chain::examine(folder, place, &manifest.state).unwrap();
         let begin = Begin {
             incarnation: [life; 16],
-            epoch: u64::from(life),
+            epoch,
             wall_ns: 1_700_000_000_000_000_000,
             first_segment_bytes: SEGMENT_BYTES,
         };
         let start = recovery::recover(folder, place, &mut manifest, examined, begin).unwrap();
-        Writer { folder: folder.clone(), place, manifest, start, life }
+        Writer { folder: folder.clone(), place, manifest, start, life, epoch }
     }
 
     /// A segment that is ready.
@@ -161,7 +162,7 @@ impl Writer {
             durable,
             predecessor: self.start.predecessor,
             previous: self.start.chain.previous,
-            epoch: u64::from(self.life),
+            epoch: self.epoch,
             wall_ns: 1_700_000_000_000_000_000,
             log_time: 1_700_000_000_000_000_000,
             carried: Vec::new(),
@@ -221,15 +222,13 @@ fn write_the_golden_log() {
     ];
     let texts: Vec<String> = first.iter().map(LogLine::write).collect();
     let mut log = Journal::create(&folder, paths::LOG_MANIFEST, identity, [0xAA; 16], &texts).unwrap();
-    for line in [
-        LogLine::Opened { epoch: 1, pid: 1, wall: 1_700_000_000_000_000_000 },
-        LogLine::Fenced(Fenced { shard: 1, op: "fdatasync".into(), errno: 5, offset: 4096 }),
-        LogLine::Opened { epoch: 2, pid: 2, wall: 1_700_000_000_000_000_001 },
-    ] {
-        log.append(&[line.write()]).unwrap();
-    }
+    let mut say = |lines: &[LogLine]| {
+        let texts: Vec<String> = lines.iter().map(LogLine::write).collect();
+        log.append(&texts).unwrap();
+    };
+    say(&[LogLine::Opened { epoch: 1, pid: 1, wall: 1_700_000_000_000_000_000 }]);
 
-    let mut closed = Writer::open(&folder, 0, 0x10);
+    let mut closed = Writer::open(&folder, 0, 0x10, 1);
     closed.rotate(0);
     for (count, durable) in [(1, 0), (7, 0), (3, 1), (0, 3)] {
         closed.batch(count, durable);
@@ -246,9 +245,15 @@ fn write_the_golden_log() {
         batches: active.batches,
     };
     seal::seal(&folder, &mut closed.manifest, &job).unwrap();
+    say(&[
+        LogLine::Ended { shard: 0, chain: closed.start.chain },
+        LogLine::Ended { shard: 1, chain: Chain::START },
+        LogLine::Closed { epoch: 1, wall: 1_700_000_000_000_000_001 },
+    ]);
+    say(&[LogLine::Opened { epoch: 2, pid: 2, wall: 1_700_000_000_000_000_002 }]);
 
     // The first life: batch 3 is torn, and the segment after it was begun all the same.
-    let mut first = Writer::open(&folder, 1, 0x20);
+    let mut first = Writer::open(&folder, 1, 0x20, 2);
     first.rotate(0);
     for (count, durable) in [(1, 0), (4, 1), (2, 1), (7, 1)] {
         first.batch(count, durable);
@@ -266,8 +271,10 @@ fn write_the_golden_log() {
     folder.write(&old.file, torn + BLOCK as u64, &zeros[..BLOCK]).unwrap();
     first.spare();
     drop((first, old));
+    say(&[LogLine::Fenced(Fenced { shard: 1, op: "fdatasync".into(), errno: 5, offset: 4096 })]);
+    say(&[LogLine::Opened { epoch: 3, pid: 3, wall: 1_700_000_000_000_000_003 }]);
     // The second life recovers, seals the old segment with its cut bytes, goes on, and crashes.
-    let mut second = Writer::open(&folder, 1, 0x30);
+    let mut second = Writer::open(&folder, 1, 0x30, 3);
     second.seal_old();
     for (count, durable) in [(3, 3), (1, 4), (0, 5)] {
         second.batch(count, durable);
@@ -386,12 +393,16 @@ fn the_golden_manifests_read_as_they_were_written() {
             "genesis version=1 log=10101010101010101010101010101010 digest=blake3 block=4096 created=1700000000000000000",
             "layout generation=0 first_shard=0 shards=2 seed=7 reduction=multiply_shift",
             "opened epoch=1 pid=1 wall=1700000000000000000",
+            "ended shard=0 batches=7 seqs=14 digest=205d6b7458054e7a19546723d5d8581ae0f4d45bf443752181bb084cf09dc121",
+            "ended shard=1 batches=0 seqs=0 digest=0000000000000000000000000000000000000000000000000000000000000000",
+            "closed epoch=1 wall=1700000000000000001",
+            "opened epoch=2 pid=2 wall=1700000000000000002",
             "fenced shard=1 op=fdatasync errno=5 offset=4096",
-            "opened epoch=2 pid=2 wall=1700000000000000001",
+            "opened epoch=3 pid=3 wall=1700000000000000003",
         ]
     );
     let state = LogState::from_lines(&lines).unwrap();
-    assert_eq!((state.log, state.epoch, state.closed), (LOG, 2, false));
+    assert_eq!((state.log, state.epoch, state.closed), (LOG, 3, false));
     let kinds = |shard| -> Vec<&str> {
         let state: ShardState = ShardManifest::read(&folder, place(shard)).unwrap();
         let kind = |s: &SegmentState| match s {
@@ -413,7 +424,7 @@ fn the_golden_log_opens_for_writing() {
     let (_dir, folder) = copy();
     let before = [batches(&folder, 0), batches(&folder, 1)];
     for shard in [0, 1] {
-        let mut writer = Writer::open(&folder, shard, 0x40);
+        let mut writer = Writer::open(&folder, shard, 0x40, 4);
         assert_eq!(writer.start.recovered.is_some(), shard == 1);
         writer.seal_old();
         let number = writer.start.chain.number;

@@ -38,6 +38,8 @@ pub(crate) struct ShardCheck<'a> {
     pub report: Report,
     /// All that failed, with what is lost by it where that is known.
     pub failed: Vec<Damage>,
+    /// Where the chain ended when the log was last closed.
+    ended: Option<Chain>,
 }
 
 /// What a check says while it runs.
@@ -58,7 +60,11 @@ struct Position {
     index: Option<u64>,
 }
 
-impl ShardCheck<'_> {
+impl<'a> ShardCheck<'a> {
+    pub(crate) fn new(disk: &'a ReadOnly, acks: ShardAcks, tell: &'a mut dyn FnMut(Told)) -> ShardCheck<'a> {
+        ShardCheck { disk, acks, tell, report: Report::default(), failed: Vec::new(), ended: None }
+    }
+
     fn say(
         &mut self,
         verdict: &'static str,
@@ -85,6 +91,7 @@ impl ShardCheck<'_> {
     pub(crate) fn run(&mut self, view: &View) -> Result<(), ReadError> {
         let place = view.place;
         self.report.live = view.live;
+        self.ended = view.expected.ended;
         for notice in &view.notices {
             self.say("UNSYNCED", format!("shard {}", place.shard), notice, false);
         }
@@ -364,6 +371,11 @@ impl ShardCheck<'_> {
         for entry in entries {
             self.report.batches += 1;
             self.report.records += u64::from(entry.count);
+            let ended = self.ended.filter(|ended| ended.number == entry.number + 1);
+            if ended.is_some_and(|ended| (ended.seq, ended.previous) != (entry.end_seq(), entry.digest)) {
+                let meaning = "it is intact, and not the last batch that the log was closed with";
+                self.say("ROLLED-BACK", batch_place(place, name, entry), meaning, true);
+            }
             self.acks.see(entry.first_seq, entry.end_seq(), &entry.digest, &mut |m| lost.push(m));
             if let Some(fault) = faults.get(&entry.offset) {
                 self.say(fault.verdict, batch_place(place, name, entry), &*fault.meaning, true);

@@ -111,7 +111,7 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection, ReadError> {
     let held = disk.is_held(paths::LOCK).map_err(ReadError::io(paths::LOCK))?;
     let mut shards = Vec::new();
     for place in super::places(&log) {
-        let view = View::take(&disk, place)?;
+        let view = View::take(&disk, place, &log)?;
         shards.push(shard(&disk, &view, place.generation == log.layout().generation)?);
     }
     let a_segment =

@@ -134,7 +134,7 @@ impl Reader {
 
     fn shard_reader(&self, place: Place, wanted: Wanted) -> ShardReader {
         let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
-        ShardReader::new(&self.disk, place, wanted, &mut notices)
+        ShardReader::new(&self.disk, place, &self.log, wanted, &mut notices)
     }
 }
 

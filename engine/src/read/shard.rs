@@ -12,7 +12,7 @@ use hanaper_shards::aligned::AlignedBuf;
 use hanaper_shards::batch;
 use hanaper_shards::io::disk::FolderFile;
 use hanaper_shards::io::{Access, Disk};
-use hanaper_shards::manifest::{Loss, Sealed};
+use hanaper_shards::manifest::{LogState, Loss, Sealed};
 use hanaper_shards::segment::footer::{IndexEntry, SUMMARY_BYTES, Summary};
 use hanaper_shards::segment::header::Found;
 use hanaper_shards::segment::paths;
@@ -109,11 +109,12 @@ impl ShardReader {
     pub(crate) fn new(
         disk: &ReadOnly,
         place: Place,
+        log: &LogState,
         wanted: Wanted,
         notices: &mut Vec<String>,
     ) -> ShardReader {
         let mut plan = Plan { pieces: VecDeque::new(), losses: Vec::new(), time_max: 0 };
-        if let Err(error) = plan.make(disk, place, &wanted, notices) {
+        if let Err(error) = plan.make(disk, place, log, &wanted, notices) {
             // Nobody knows the times of what is missing. It is named once all before it was given out.
             let time_min = plan.time_max.saturating_add(1);
             plan.pieces.push_back(Piece { time_min, what: What::Broken(error) });
@@ -206,10 +207,11 @@ impl Plan {
         &mut self,
         disk: &ReadOnly,
         place: Place,
+        log: &LogState,
         wanted: &Wanted,
         notices: &mut Vec<String>,
     ) -> Result<(), ReadError> {
-        let view = View::take(disk, place)?;
+        let view = View::take(disk, place, log)?;
         notices.extend(view.notices.iter().cloned());
         self.losses = view.manifest.losses.clone();
         for loss in self.losses.iter().filter(|l| wanted.has_seqs(l.seqs.clone())) {

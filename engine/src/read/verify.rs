@@ -110,6 +110,15 @@ pub fn verify(
         found(finding);
     };
     let entries = disk.list().map_err(ReadError::io(disk.path().display().to_string()))?;
+    let taken = taken_names(&disk)?;
+    for name in &taken {
+        let meaning = "a file of the log should stand here, and this is none; move it elsewhere";
+        say(&mut report, fails("STRAY", name, meaning));
+    }
+    if taken.iter().any(|n| matches!(paths::parse(n), Name::LogManifest | Name::Lock)) {
+        say(&mut report, fails("NOT-COVERED", paths::LOG_MANIFEST, "nothing of the log was checked"));
+        return Ok(report);
+    }
     let (log, contents) = match view::log_state(&disk) {
         Ok(read) => read,
         Err(error) if error.kind() == ErrorKind::Integrity || holds_a_log(&error, &entries) => {
@@ -134,6 +143,11 @@ pub fn verify(
     let mut shards = Vec::new();
     for place in &places {
         let name = paths::shard_manifest(place.shard);
+        if taken.iter().any(|n| belongs_to(n, place.shard)) {
+            let meaning = "it was not checked, since something else stands in the place of one of its files";
+            say(&mut report, fails("NOT-COVERED", format!("shard {}", place.shard), meaning));
+            continue;
+        }
         if !entries.iter().any(|e| e.name == name) {
             if has_segments(&entries, place.shard) {
                 say(
@@ -167,7 +181,7 @@ pub fn verify(
                 continue;
             }
         }
-        match View::take(&disk, *place) {
+        match View::take(&disk, *place, &log) {
             Ok(view) => shards.push((*place, Some(view))),
             Err(error) if error.kind() == ErrorKind::Io => return Err(error),
             Err(error) => {
@@ -254,20 +268,33 @@ fn files(
             continue;
         }
         let known = |shard| places.iter().any(|p| p.shard == shard);
-        let regular = match found.file_type() {
-            Ok(kind) => kind.is_file(),
+        match found.file_type() {
+            Ok(kind) if kind.is_file() => {}
+            // It was named before all others.
+            Ok(_) if parsed != Name::Stray => continue,
+            Ok(_) => {}
             // The owner removed it meanwhile.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => return Err(ReadError::io(name)(error)),
-        };
+        }
         let ours = match parsed {
             Name::LogManifest | Name::Lock | Name::Calibrate => true,
             Name::ShardManifest { shard } | Name::Prep { shard, .. } => known(shard),
             Name::Segment { shard, .. } => known(shard),
             Name::Ignored | Name::Stray => false,
         };
-        if !regular || !ours {
+        if !ours {
             say(report, fails("STRAY", name, "it is not a file of this log; move it elsewhere"));
+            continue;
+        }
+        let of_dead =
+            |shard| shards.iter().any(|(p, v)| p.shard == shard && v.as_ref().is_some_and(|v| !v.live));
+        if let Name::Prep { shard, .. } = parsed
+            && of_dead(shard)
+        {
+            let meaning =
+                "a segment that was being prepared when the log was killed; opening the log removes it";
+            say(report, notes("LEFTOVER", name, meaning));
             continue;
         }
         let Name::Segment { shard, index } = parsed else { continue };
@@ -290,15 +317,43 @@ fn files(
             Some(_) => {}
             // A crash between renaming a spare and putting it on record leaves a blank one.
             None => {
-                if !is_blank(disk, &name).map_err(ReadError::io(&*name))?
-                    && !is_listed_now(disk, view.place, index)?
-                {
+                let blank = is_blank(disk, &name).map_err(ReadError::io(&*name))?;
+                if is_listed_now(disk, view.place, index)? {
+                    continue;
+                }
+                if !blank {
                     say(report, fails("STRAY", name, "a segment with data that the manifest does not name"));
+                } else if of_dead(shard) {
+                    let meaning = "a prepared segment that is not on record yet; opening the log takes it";
+                    say(report, notes("LEFTOVER", name, meaning));
                 }
             }
         }
     }
     Ok(())
+}
+
+/// Names of files of a log that something else has: a folder, a link, a pipe.
+fn taken_names(disk: &ReadOnly) -> Result<Vec<String>, ReadError> {
+    let folder = disk.path().display().to_string();
+    let mut taken = Vec::new();
+    for found in std::fs::read_dir(disk.path()).map_err(ReadError::io(&*folder))? {
+        let found = found.map_err(ReadError::io(&*folder))?;
+        let name = found.file_name().to_string_lossy().into_owned();
+        let ours = !matches!(paths::parse(&name), Name::Ignored | Name::Stray);
+        if ours && found.file_type().is_ok_and(|kind| !kind.is_file()) {
+            taken.push(name);
+        }
+    }
+    taken.sort();
+    Ok(taken)
+}
+
+fn belongs_to(name: &str, shard: u32) -> bool {
+    match paths::parse(name) {
+        Name::ShardManifest { shard: s } | Name::Segment { shard: s, .. } => s == shard,
+        _ => false,
+    }
 }
 
 fn is_blank(disk: &ReadOnly, name: &str) -> std::io::Result<bool> {
@@ -392,8 +447,7 @@ fn run(
 fn check(disk: &ReadOnly, job: Job, sender: &mpsc::SyncSender<Message>) -> Result<Done, ReadError> {
     // Whoever listens has gone only if he panicked; then nothing matters any more.
     let mut tell = |told| drop(sender.send(Message::Told(told)));
-    let mut check =
-        ShardCheck { disk, acks: job.acks, tell: &mut tell, report: Report::default(), failed: Vec::new() };
+    let mut check = ShardCheck::new(disk, job.acks, &mut tell);
     match &job.view {
         Some(view) => check.run(view)?,
         None => check.without_manifest(job.place),
@@ -402,7 +456,7 @@ fn check(disk: &ReadOnly, job: Job, sender: &mpsc::SyncSender<Message>) -> Resul
 }
 
 /// A shard without manifest and segments was never opened, or is gone as a whole. A crash while the
-/// log or a layout is made leaves the first, so it is the second only if its layout was in use.
+/// log or a layout is made leaves the first, so it is the second only if its layout was ever open.
 fn vanished(
     log: &hanaper_shards::manifest::LogState,
     results: &[Done],
@@ -410,15 +464,12 @@ fn vanished(
     found: &mut dyn FnMut(Finding),
 ) {
     for gone in results.iter().filter(|d| !d.has_manifest) {
-        let generation = gone.place.generation;
-        let in_use = generation < log.layout().generation
-            || results.iter().any(|d| d.place.generation == generation && d.report.batches > 0);
-        if in_use {
+        if log.expected(gone.place.shard, gone.place.generation).manifest {
             report.failures += 1;
             found(fails(
                 "SHARD-VANISHED",
                 format!("shard {}", gone.place.shard),
-                "its manifest and all its segments are gone, while other shards of its layout have records",
+                "its manifest and all its segments are gone, although the log has been open with it",
             ));
         }
     }

@@ -12,7 +12,7 @@ use std::io;
 
 use hanaper_shards::io::{Access, Disk};
 use hanaper_shards::journal;
-use hanaper_shards::manifest::{LogState, Sealed, SegmentState, ShardManifest, ShardState};
+use hanaper_shards::manifest::{Expected, LogState, Sealed, SegmentState, ShardManifest, ShardState};
 use hanaper_shards::segment::footer::IndexEntry;
 use hanaper_shards::segment::paths::{self, Name};
 use hanaper_shards::wal::chain::{self, Damage, Examined, Place};
@@ -73,6 +73,8 @@ enum Still {
 pub(crate) struct View {
     pub place: Place,
     pub manifest: ShardState,
+    /// What `log.manifest` knows of it.
+    pub expected: Expected,
     pub examined: Examined,
     /// Somebody writes to it, or a killed owner's writes are still on their way.
     pub live: bool,
@@ -81,16 +83,18 @@ pub(crate) struct View {
 }
 
 impl View {
-    /// Takes a view of a shard.
-    pub(crate) fn take(disk: &ReadOnly, place: Place) -> Result<View, ReadError> {
-        let mut found = View::once(disk, place)?;
+    /// Takes a view of a shard of this log.
+    pub(crate) fn take(disk: &ReadOnly, place: Place, log: &LogState) -> Result<View, ReadError> {
+        let mut found = View::once(disk, place, log.expected(place.shard, place.generation))?;
         for _ in 0..ATTEMPTS {
             let (view, still) = &found;
             let settled = view.examined.damage.is_empty() && *still != Still::Opened;
             if settled {
                 break;
             }
-            let again = View::once(disk, place)?;
+            // Read before the shard, which may have been opened since.
+            let (log, _) = log_state(disk)?;
+            let again = View::once(disk, place, log.expected(place.shard, place.generation))?;
             let same = again.1 == Still::Yes && again.0.examined.damage == view.examined.damage;
             found = again;
             if same {
@@ -101,15 +105,18 @@ impl View {
     }
 
     /// A view, and whether the shard stood still meanwhile.
-    fn once(disk: &ReadOnly, place: Place) -> Result<(View, Still), ReadError> {
+    fn once(disk: &ReadOnly, place: Place, expected: Expected) -> Result<(View, Still), ReadError> {
         let failed = || ReadError::io(format!("shard {}", place.shard));
+        if expected.manifest {
+            must_exist(disk, &paths::shard_manifest(place.shard))?;
+        }
         let before = ShardManifest::read(disk, place)?;
         let live_before = is_live(disk, place.shard, &before).map_err(failed())?;
         let mut notices = Vec::new();
         if !live_before {
             sync(disk, place.shard, &before, &mut notices).map_err(failed())?;
         }
-        let examined = match chain::examine(disk, place, &before) {
+        let mut examined = match chain::examine(disk, place, &before) {
             Ok(examined) => examined,
             // Removed by its owner between the listing and the opening.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -118,6 +125,11 @@ impl View {
             Err(error) => return Err(failed()(error)),
         };
         let live = is_live(disk, place.shard, &before).map_err(failed())?;
+        // If it came alive meanwhile, what was read may be in doubt: it counts as live until taken again.
+        let is_live = live || live_before;
+        if !is_live {
+            examined.compare(place, &before, &expected);
+        }
         let still = match live == live_before {
             false => Still::Opened,
             // Without damage nobody asks.
@@ -125,9 +137,7 @@ impl View {
             true if ShardManifest::read(disk, place)? == before => Still::Yes,
             true => Still::No,
         };
-        // If it came alive meanwhile, what was read may be in doubt: it counts as live until taken again.
-        let live = live || live_before;
-        Ok((View { place, manifest: before, examined, live, notices }, still))
+        Ok((View { place, manifest: before, expected, examined, live: is_live, notices }, still))
     }
 
     /// Of an unsealed segment, the batches that may be shown.
@@ -169,6 +179,19 @@ impl View {
             .iter()
             .rev()
             .find_map(|(&i, s)| matches!(s, SegmentState::Sealed(_)).then_some(i))
+    }
+}
+
+/// Without its manifest nobody knows what a shard must hold.
+fn must_exist(disk: &ReadOnly, name: &str) -> Result<(), ReadError> {
+    match disk.open(name, Access::Read) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ReadError::Damaged {
+            verdict: "MISSING",
+            place: name.to_owned(),
+            meaning: "the shard's manifest is gone, although the log has been open with it".to_owned(),
+        }),
+        Err(error) => Err(ReadError::io(name)(error)),
     }
 }
 

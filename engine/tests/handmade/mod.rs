@@ -61,6 +61,7 @@ impl Hand {
         let lines = [
             LogLine::Genesis { log: LOG, block_bytes: 4096, created: WALL },
             LogLine::Layout(Layout { generation: 0, first_shard: 0, router: Router { seed: 0, shards } }),
+            LogLine::Opened { epoch: 1, pid: 1, wall: WALL },
         ];
         let identity = Identity { log: LOG, shard: u32::MAX };
         Journal::create(&disk, paths::LOG_MANIFEST, identity, [9; 16], &lines.map(|l| l.write())).unwrap();

@@ -57,6 +57,15 @@ impl Place {
     }
 }
 
+/// Waits for something that must come to pass.
+pub fn until(what: &str, mut is: impl FnMut() -> bool) {
+    let began = std::time::Instant::now();
+    while !is() {
+        assert!(began.elapsed() < std::time::Duration::from_secs(60), "waited a minute for {what}");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
 /// The program, without anything that this machine's user has set; segments are small, so that
 /// tests that make many logs need neither the time nor the room for large ones.
 pub fn bare() -> Command {

@@ -334,8 +334,9 @@ impl<I: Io> Shard<I> {
     fn may_rotate(&self) -> bool {
         // Batches in doubt may span two segments, and no more.
         let current = self.active.as_ref().map(|a| a.header.index);
-        // The last spare is a recovery's, once the disk has no room for another.
-        let reserve = usize::from(self.active.is_some() && self.supply.no_space.load(Ordering::Acquire));
+        // The last spare is a recovery's, once the disk has no room for another. After a close there is none.
+        let kept = self.state == State::Running && self.active.is_some();
+        let reserve = usize::from(kept && self.supply.no_space.load(Ordering::Acquire));
         self.spares.len() > reserve && self.in_flight.iter().all(|c| Some(c.segment) == current)
     }
 

@@ -10,6 +10,8 @@
 
 mod batcher;
 mod space;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -110,7 +112,7 @@ pub struct Published {
     pub rotations: AtomicU64,
     /// Times that a full segment had to wait for the next one.
     pub stalls: AtomicU64,
-    /// Batches without records, written only to note the watermark.
+    /// Durable batches without records, written only to note the watermark.
     pub stamps: AtomicU64,
 }
 
@@ -308,6 +310,11 @@ impl<I: Io> Shard<I> {
         self.state != State::Running
     }
 
+    /// Where its chain ends. Once it is [`Turn::Done`] without a failure, all of that is durable.
+    pub fn chain(&self) -> Chain {
+        self.chain
+    }
+
     /// Why it stopped, if a write or a sync failed.
     pub fn failure(&self) -> Option<Stopped> {
         match self.state {
@@ -401,6 +408,7 @@ impl<I: Io> Shard<I> {
         let p = &self.published;
         Published::add(&p.durable, commit.records);
         Published::add(&p.commits, 1);
+        Published::add(&p.stamps, u64::from(commit.stamp));
         Published::add(&p.bytes, commit.bytes as u64);
         p.durable_batches.store(self.durable, Ordering::Release);
         for (slot, span) in &commit.spans {
@@ -569,7 +577,6 @@ impl<I: Io> Shard<I> {
         }
         let Some(building) = &mut self.building else { return false };
         building.begin_batch();
-        Published::add(&self.published.stamps, 1);
         self.commit(io)
     }
 
@@ -593,19 +600,13 @@ impl<I: Io> Shard<I> {
             && self.building.is_none()
             && self.words.is_empty()
             && self.lanes_are_empty();
+        if busy {
+            return Turn::Busy;
+        }
         if !drained {
-            // Without a segment to write to, what is in the lanes cannot become durable any more.
-            let stuck = !busy && self.in_flight.is_empty() && !self.may_begin();
-            if stuck && self.lanes_are_empty() {
-                // Only words about the log itself are left, and nobody waits for them.
-                self.words.clear();
-                self.building = None;
-                return Turn::Busy;
-            } else if stuck && self.supply.no_space.load(Ordering::Acquire) {
-                self.fail(Stopped::Poisoned { op: "prepare", errno: libc::ENOSPC, offset: 0 });
-                return Turn::Done;
-            }
-            return if busy { Turn::Busy } else { Turn::IdleUntil(None) };
+            // Nothing moved and nothing is in flight: what is left finds no room in any segment.
+            let stuck = self.in_flight.is_empty() && self.building.as_ref().is_none_or(Building::is_empty);
+            return if stuck { self.close_without_room() } else { Turn::IdleUntil(None) };
         }
         if self.state == State::Closing {
             self.state = State::Stamping;
@@ -624,6 +625,28 @@ impl<I: Io> Shard<I> {
         }
         self.state = State::Done;
         Turn::Done
+    }
+
+    /// The last records find no room: a segment is coming, or none can.
+    fn close_without_room(&mut self) -> Turn {
+        let full = self.supply.no_space.load(Ordering::Acquire);
+        if self.lanes_are_empty() && (full || self.preparing == 0) {
+            // Only words about the log itself are left, and nobody waits for them.
+            self.words.clear();
+            self.building = None;
+            return Turn::Busy;
+        }
+        if full {
+            // What is in the lanes cannot become durable any more.
+            self.fail(Stopped::Poisoned { op: "prepare", errno: libc::ENOSPC, offset: 0 });
+            return Turn::Done;
+        }
+        if self.preparing == 0 {
+            // Records longer than a lane are not in the promise of space; what was accepted gets its place all
+            // the same.
+            self.request_segment();
+        }
+        Turn::IdleUntil(None)
     }
 
     fn check_watermarks(&self) {
@@ -645,6 +668,16 @@ impl<I: Io> Shard<I> {
     /// The gate's state as producers see it.
     pub fn gate_state(&self) -> GateState {
         self.gate.state()
+    }
+}
+
+/// Hands completions to the shards whose slots their tokens carry. A failed sync may have dropped what
+/// an earlier commit wrote, and that one's own sync then finds nothing to do and succeeds; so failures
+/// are heard of first.
+pub fn deliver(done: &mut Vec<Completion>, mut give: impl FnMut(u16, Completion)) {
+    done.sort_by_key(|completion| completion.result.is_ok());
+    for completion in done.drain(..) {
+        give((completion.token >> 48) as u16, completion);
     }
 }
 

@@ -41,26 +41,22 @@ impl<I: Io> Shard<I> {
             + 16 * block
     }
 
+    pub(super) fn request_segment(&mut self) {
+        self.requests.push(Request::Prepare { index: self.next_index });
+        self.next_index += 1;
+        self.preparing += 1;
+    }
+
     /// Asks for segments ahead of use, and opens or closes the gate.
     pub(super) fn watch_space(&mut self) {
         let per_spare = self.config.segment_bytes / 2;
         let wanted = (SPARES as u64).max(self.need().div_ceil(per_spare) + 1) as usize;
         let wanted = wanted + usize::from(self.active.is_none());
-        while self.state == State::Running && self.spares.len() + self.preparing < wanted {
-            self.requests.push(Request::Prepare { index: self.next_index });
-            self.next_index += 1;
-            self.preparing += 1;
-        }
         if self.state != State::Running {
-            // Records longer than a lane are not in the promise; what was accepted gets its place all the same.
-            let dry =
-                self.spares.is_empty() && self.preparing == 0 && !self.lanes_are_empty() && !self.may_begin();
-            if dry && self.is_closing() && self.failure().is_none() {
-                self.requests.push(Request::Prepare { index: self.next_index });
-                self.next_index += 1;
-                self.preparing += 1;
-            }
             return;
+        }
+        while self.spares.len() + self.preparing < wanted {
+            self.request_segment();
         }
         // Accepted is only what has its place already, so the gate closes even while a segment is merely
         // not ready yet. It becomes a control record when the disk has said no.

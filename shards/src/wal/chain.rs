@@ -6,7 +6,7 @@ use std::io;
 use crate::aligned::AlignedBuf;
 use crate::batch::{Batch, Digest, LogId};
 use crate::io::{Access, Disk};
-use crate::manifest::{Loss, Sealed, SegmentState, ShardState};
+use crate::manifest::{Expected, Loss, Sealed, SegmentState, ShardState};
 use crate::segment::footer::{self, FooterFault, IndexEntry, SUMMARY_BYTES, Summary};
 use crate::segment::header::{Found, Header, Origin, Predecessor};
 use crate::segment::paths::{self, Name};
@@ -132,6 +132,46 @@ pub struct Examined {
     pub damage: Vec<Damage>,
     /// The least index that no segment has had.
     pub next_index: u64,
+    /// The latest opening that any of these segments belongs to.
+    pub epoch: u64,
+}
+
+impl Examined {
+    /// Compares it with what `log.manifest` knows: files of an older copy are whole in themselves.
+    pub fn compare(&mut self, place: Place, manifest: &ShardState, expected: &Expected) {
+        if !self.damage.is_empty() {
+            // It has not been followed to its end.
+            return;
+        }
+        let mut complain = |verdict, place: String, meaning: String| {
+            self.damage.push(Damage { verdict, place, meaning, loss: None });
+        };
+        if self.epoch > expected.epoch {
+            let meaning = format!(
+                "shard {} was written in opening {}, and here the last opening is number {}: an older copy of this file stands in its place",
+                place.shard, self.epoch, expected.epoch
+            );
+            complain("STALE-MANIFEST", paths::LOG_MANIFEST.to_owned(), meaning);
+        }
+        let Some(ended) = expected.ended else { return };
+        let meaning = if self.chain.number < ended.number {
+            format!(
+                "its chain ends before batch {} (record {}), and the log was closed with batches up to {} (record {}): older copies of its files stand in their place",
+                self.chain.number, self.chain.seq, ended.number, ended.seq
+            )
+        } else if self.chain.number == ended.number
+            && self.chain != ended
+            && !manifest.losses.iter().any(|l| l.batches.end == ended.number)
+        {
+            format!(
+                "its last batch {} is not the one that the log was closed with",
+                ended.number.saturating_sub(1)
+            )
+        } else {
+            return;
+        };
+        complain("ROLLED-BACK", format!("shard {}", place.shard), meaning);
+    }
 }
 
 /// A segment file that was read.
@@ -262,6 +302,7 @@ pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Re
         end: End { label: "blank tail", cut_bytes: 0 },
         damage,
         next_index,
+        epoch: 0,
     };
     if let Some((index, sealed)) = last_sealed {
         match read_sealed(disk, place, index, sealed)? {
@@ -269,8 +310,9 @@ pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Re
                 out.chain =
                     Chain { number: summary.end_batch, seq: summary.end_seq, previous: summary.last_digest };
                 // A segment without records still says when it was begun.
-                let begun = begun_at(disk, place, index)?;
+                let (begun, epoch) = begun_at(disk, place, index)?;
                 out.log_time_max = summary.time_max.max(begun);
+                out.epoch = epoch;
                 out.base = Some(Predecessor { index, incarnation: summary.incarnation, end: summary.end });
             }
             Err(_) if manifest.losses.iter().any(|l| l.batches.end == sealed.batches.end) => {
@@ -311,6 +353,7 @@ pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Re
         if let Some(header) = &file.header {
             out.watermark = out.watermark.max(header.durable);
             out.log_time_max = out.log_time_max.max(header.log_time);
+            out.epoch = out.epoch.max(header.epoch);
         }
     }
     follow(disk.block_bytes(), place, manifest, &files, &mut out);
@@ -364,20 +407,21 @@ fn lost_times<D: Disk>(disk: &D, place: Place, manifest: &ShardState, left: Opti
     for (&index, state) in manifest.segments.iter().rev() {
         let SegmentState::Sealed(sealed) = state else { continue };
         if let Ok((summary, _)) = read_sealed(disk, place, index, sealed)? {
-            return Ok(time_max.max(summary.time_max).max(begun_at(disk, place, index)?));
+            let (begun, _) = begun_at(disk, place, index)?;
+            return Ok(time_max.max(summary.time_max).max(begun));
         }
     }
     Ok(time_max)
 }
 
-/// Log time at which a segment was begun; 0 if its header cannot be read.
-fn begun_at<D: Disk>(disk: &D, place: Place, index: u64) -> io::Result<u64> {
+/// Log time at which a segment was begun, and in which opening; 0 if its header cannot be read.
+fn begun_at<D: Disk>(disk: &D, place: Place, index: u64) -> io::Result<(u64, u64)> {
     let file = disk.open(&paths::segment(place.shard, index), Access::Read)?;
     let mut block = AlignedBuf::zeroed(disk.block_bytes() as usize);
     disk.read(&file, 0, &mut block)?;
     Ok(match Header::read(&block) {
-        Found::Good(header) => header.log_time,
-        _ => 0,
+        Found::Good(header) if header.log == place.log => (header.log_time, header.epoch),
+        _ => (0, 0),
     })
 }
 

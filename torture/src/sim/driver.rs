@@ -15,7 +15,7 @@ use hanaper_shards::io::sim::SimFile;
 use hanaper_shards::io::{Completion, Disk, Io, Wait};
 use hanaper_shards::journal::Journal;
 use hanaper_shards::manifest::{LogLine, ShardManifest};
-use hanaper_shards::shard::{Request, Shard, Supply, Turn};
+use hanaper_shards::shard::{self, Request, Shard, Supply, Turn};
 use hanaper_shards::wal::{prepare, recovery, seal};
 
 use crate::model::payload;
@@ -250,21 +250,29 @@ impl Life {
         if let Err(error) = self.io.turn(wait, &mut done) {
             return if h.world.is_down() { Ok(()) } else { Err(format!("the ring is broken: {error}")) };
         }
-        // As the engine's driver does it, for the same reason.
-        done.sort_by_key(|completion| completion.result.is_ok());
-        for completion in done.drain(..) {
-            let slot = (completion.token >> 48) as usize;
+        let mut told = Ok(());
+        shard::deliver(&mut done, |slot, completion| {
+            let slot = usize::from(slot);
             self.shards[slot].complete(completion);
-            self.listen(h, slot)?;
-            if self.failed[slot].is_none()
-                && let Some(why) = self.shards[slot].failure()
-            {
-                self.failed[slot] = Some(why);
-                self.expect_told(h, slot, why)?;
+            if told.is_ok() {
+                told = self.hear(h, slot);
             }
-        }
+        });
+        told?;
         self.done = done;
         self.shards.iter_mut().for_each(Shard::wake_waiters);
+        Ok(())
+    }
+
+    /// What there is to hear after a completion.
+    fn hear(&mut self, h: &mut History, slot: usize) -> Result<(), String> {
+        self.listen(h, slot)?;
+        if self.failed[slot].is_none()
+            && let Some(why) = self.shards[slot].failure()
+        {
+            self.failed[slot] = Some(why);
+            self.expect_told(h, slot, why)?;
+        }
         Ok(())
     }
 
@@ -440,7 +448,11 @@ impl Life {
             }
         }
         if clean {
-            clean = self.journal.append(&[LogLine::Closed { epoch: self.epoch, wall: 0 }.write()]).is_ok();
+            let ended = self.shards.iter().zip(&self.slow);
+            let ended = ended.map(|(s, slow)| LogLine::Ended { shard: slow.shard, chain: s.chain() });
+            let mut lines: Vec<String> = ended.map(|line| line.write()).collect();
+            lines.push(LogLine::Closed { epoch: self.epoch, wall: 0 }.write());
+            clean = self.journal.append(&lines).is_ok();
         }
         if h.world.is_down() {
             return Ok(Some(self));

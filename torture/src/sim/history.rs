@@ -278,18 +278,17 @@ impl History {
             wall_ns: self.log_time as i64,
             first_segment_bytes: self.settings.first_segment_bytes,
         };
-        let mut opened = Vec::new();
+        let mut looked = Vec::new();
         for shard in 0..self.settings.shards {
             let place = Place { log: state.log, generation: 0, shard };
+            let expected = state.expected(shard, 0);
+            looked.push(world::look_at(&disk, place, expected, self.mutant, &mut self.rng)?);
+        }
+        journal.append(&[LogLine::Opened { epoch, pid: 1, wall: 0 }.write()]).map_err(|e| other(&e))?;
+        let mut opened = Vec::new();
+        for looked in looked {
             let begin = begin(&mut self.rng);
-            opened.push(world::open_shard(
-                &disk,
-                place,
-                begin,
-                state.layout_opened,
-                self.mutant,
-                &mut self.rng,
-            )?);
+            opened.push(world::recover(looked, begin)?);
         }
         for one in &opened {
             let slot = one.place.shard as usize;
@@ -313,7 +312,6 @@ impl History {
                 self.tally.bytes_cut += recovered.cut_bytes;
             }
         }
-        journal.append(&[LogLine::Opened { epoch, pid: 1, wall: 0 }.write()]).map_err(|e| other(&e))?;
         self.closed_cleanly = false;
         self.tally.openings += 1;
         let (clock, hands) = Clock::manual(self.log_time);

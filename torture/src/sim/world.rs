@@ -8,14 +8,15 @@ use hanaper_shards::batch;
 use hanaper_shards::io::sim::SimFile;
 use hanaper_shards::io::{Access, Disk};
 use hanaper_shards::journal::{self, Journal, JournalError};
-use hanaper_shards::manifest::{Layout, LogLine, LogState, SegmentState, ShardManifest};
+use hanaper_shards::manifest::{Expected, Layout, LogLine, LogState, SegmentState, ShardManifest};
 use hanaper_shards::record::Seal;
 use hanaper_shards::router::Router;
 use hanaper_shards::segment::footer::IndexEntry;
 use hanaper_shards::segment::paths;
 use hanaper_shards::wal::chain::{self, Examined, Place, UnusedKind};
-use hanaper_shards::wal::prepare::{self, Prepared};
-use hanaper_shards::wal::recovery::{self, Begin, RecoveryError, Start};
+use hanaper_shards::wal::open::{Looked, Opened, Opening};
+use hanaper_shards::wal::prepare::Prepared;
+use hanaper_shards::wal::recovery::{Begin, RecoveryError};
 
 use crate::model::{FoundBatch, FoundRecord};
 use crate::sim::mutant::{Mutant, TestDisk};
@@ -36,16 +37,6 @@ impl Failed {
     fn other(error: impl std::fmt::Display) -> Failed {
         Failed::Other(error.to_string())
     }
-}
-
-/// A shard that was recovered.
-pub struct Opened {
-    /// Whose.
-    pub place: Place,
-    /// Its manifest.
-    pub manifest: ShardManifest<TestDisk>,
-    /// Where it goes on.
-    pub start: Start<SimFile>,
 }
 
 /// Opens the log's manifest, or makes it.
@@ -76,51 +67,32 @@ pub fn open_log(
     Ok((journal, state))
 }
 
-/// Recovers one shard, as the engine does it.
-pub fn open_shard(
+/// Looks at one shard, as the engine does it.
+pub fn look_at(
     disk: &TestDisk,
     place: Place,
-    begin: Begin,
-    manifest_must_exist: bool,
+    expected: Expected,
     mutant: Mutant,
     rng: &mut Rng,
-) -> Result<Opened, Failed> {
-    let mut manifest =
-        ShardManifest::open(disk, place, rng.identity(), manifest_must_exist).map_err(Failed::other)?;
-    let locks = if mutant == Mutant::NoLock {
-        None
-    } else {
-        let locks = recovery::lock_segments(disk, place.shard, &manifest).map_err(Failed::other)?;
-        Some(locks.ok_or(Failed::Locked)?)
-    };
-    let mut examined = chain::examine(disk, place, &manifest.state).map_err(Failed::other)?;
-    drop(locks);
-    err(mutant, &mut examined);
-    let mut start =
-        recovery::recover(disk, place, &mut manifest, examined, begin).map_err(|error| match error {
-            RecoveryError::Prepare(error) if error.is_no_space() => Failed::NoSpace(error.to_string()),
-            other => Failed::other(other),
-        })?;
-    if start.active.is_none() && start.spares.is_empty() {
-        let index = start.next_index;
-        match prepare::prepare(
-            disk,
-            &mut manifest,
-            place.shard,
-            index,
-            begin.first_segment_bytes,
-            &mut || true,
-        ) {
-            Ok(prepared) => {
-                start.next_index += 1;
-                start.spares.push(prepared);
-            }
-            // The log opens all the same, and takes nothing before there is room.
-            Err(error) if error.is_no_space() => {}
-            Err(error) => return Err(Failed::other(error)),
-        }
+) -> Result<Looked<TestDisk>, Failed> {
+    let mut opening = Opening::begin(disk, place, expected, rng.identity()).map_err(Failed::other)?;
+    if mutant != Mutant::NoLock && !opening.lock().map_err(Failed::other)? {
+        return Err(Failed::Locked);
     }
-    Ok(Opened { place, manifest, start })
+    let mut looked = opening.look().map_err(Failed::other)?;
+    if let Some(damage) = looked.examined.damage.first() {
+        return Err(Failed::Other(format!("{} {}: {}", damage.verdict, damage.place, damage.meaning)));
+    }
+    err(mutant, &mut looked.examined);
+    Ok(looked)
+}
+
+/// Recovers it.
+pub fn recover(looked: Looked<TestDisk>, begin: Begin) -> Result<Opened<TestDisk>, Failed> {
+    looked.recover(begin).map_err(|error| match error {
+        RecoveryError::Prepare(error) if error.is_no_space() => Failed::NoSpace(error.to_string()),
+        other => Failed::other(other),
+    })
 }
 
 /// The planted mistakes of recovery.

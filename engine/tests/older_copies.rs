@@ -1,0 +1,129 @@
+//! Parts of a log put back from an older copy: each is whole in itself, and together they are not the log.
+
+use std::fs;
+use std::path::Path;
+
+use hanaper::read::verify::{Finding, VerifyOptions, verify};
+use hanaper::read::{Reader, Select};
+use hanaper::{Log, WaitFor};
+
+fn builder(folder: &Path) -> hanaper::Builder {
+    Log::builder(folder).segment_bytes(1 << 20).lane_bytes(64 << 10).calibrate(false).pin(false).shards(2)
+}
+
+/// Opens the log, appends some records to both shards, and closes it.
+fn session(folder: &Path) {
+    let log = builder(folder).open().unwrap();
+    let mut producer = log.producer().unwrap();
+    for n in 0..40u32 {
+        let ticket = producer.append(&n.to_le_bytes(), b"an event").unwrap();
+        producer.wait(ticket, WaitFor::block()).unwrap();
+    }
+    drop(producer);
+    log.close().unwrap();
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// Removes what has such a name, and puts the older copies back.
+fn roll_back(log: &Path, older: &Path, prefix: &str) {
+    let named = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with(prefix);
+    for entry in fs::read_dir(log).unwrap().map(Result::unwrap).filter(named) {
+        fs::remove_file(entry.path()).unwrap();
+    }
+    let Ok(older) = fs::read_dir(older) else { return };
+    for entry in older.map(Result::unwrap).filter(named) {
+        fs::copy(entry.path(), log.join(entry.file_name())).unwrap();
+    }
+}
+
+/// A log that was opened twice, and a copy from between.
+struct Scene {
+    _temporary: tempfile::TempDir,
+    log: std::path::PathBuf,
+    older: std::path::PathBuf,
+}
+
+fn scene() -> Scene {
+    let temporary = tempfile::tempdir().unwrap();
+    let (log, older) = (temporary.path().join("log"), temporary.path().join("older"));
+    session(&log);
+    copy(&log, &older);
+    session(&log);
+    assert_eq!(findings(&log), [], "a log that is whole");
+    Scene { _temporary: temporary, log, older }
+}
+
+fn findings(log: &Path) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    verify(log, &VerifyOptions::default(), &mut |finding| findings.push(finding)).unwrap();
+    findings
+}
+
+/// Verify names it, reading does not end as if all had been there, and no opening builds on it.
+fn is_refused(log: &Path, verdict: &str) {
+    let found = findings(log);
+    let failing: Vec<_> = found.iter().filter(|f| f.fails).map(|f| f.verdict).collect();
+    assert!(!failing.is_empty() && failing.iter().all(|v| *v == verdict), "{found:#?}");
+    let before: Vec<_> = names(log);
+    let error = builder(log).open().map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains(verdict) || verdict == "SHARD-VANISHED", "{error}");
+    assert_eq!(names(log), before, "a refused opening changes nothing");
+    let records: Result<Vec<_>, _> = Reader::open(log).unwrap().replay(Select::default()).collect();
+    assert!(records.is_err(), "all records were read, and some are missing");
+}
+
+fn names(log: &Path) -> Vec<(String, u64)> {
+    let entry = |e: fs::DirEntry| (e.file_name().into_string().unwrap(), e.metadata().unwrap().len());
+    let mut names: Vec<_> = fs::read_dir(log).unwrap().map(|e| entry(e.unwrap())).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn an_older_log_manifest() {
+    let s = scene();
+    roll_back(&s.log, &s.older, "log.manifest");
+    is_refused(&s.log, "STALE-MANIFEST");
+}
+
+#[test]
+fn an_older_shard() {
+    let s = scene();
+    roll_back(&s.log, &s.older, "shard-0001");
+    is_refused(&s.log, "ROLLED-BACK");
+    // With its newer files back all is well again.
+    session(&s.older);
+    assert_eq!(findings(&s.older), []);
+}
+
+/// A shard with another history, as long as the true one.
+#[test]
+fn another_history_of_a_shard() {
+    let s = scene();
+    session(&s.older);
+    roll_back(&s.log, &s.older, "shard-0001");
+    is_refused(&s.log, "ROLLED-BACK");
+}
+
+#[test]
+fn a_shard_that_is_gone() {
+    let s = scene();
+    for shard in ["shard-0000", "shard-0001"] {
+        roll_back(&s.log, &s.log.join("nothing"), shard);
+        is_refused(&s.log, "SHARD-VANISHED");
+    }
+}
+
+/// What an older copy of the whole folder lacks, only somebody who kept an acknowledgement can know.
+#[test]
+fn an_older_copy_of_all_of_it_is_whole() {
+    let s = scene();
+    assert_eq!(findings(&s.older), []);
+}

@@ -1,0 +1,102 @@
+//! Opens one shard for writing, in steps between which the log decides whether to go on.
+//!
+//! ```text
+//!   begin     its manifest, which is made if the log was never open with it
+//!   lock      every segment that a killed owner's writes may still reach
+//!   look      the chain, compared with what log.manifest knows: reads only
+//!             (all shards so far, then the opening goes on record)
+//!   recover   makes durable what was found, and begins a segment
+//! ```
+//! A log with damage in any shard is refused before anything is written. And no segment belongs to
+//! an opening that is not on record, so that an older copy of `log.manifest` is seen.
+
+use std::io;
+
+use crate::batch::Incarnation;
+use crate::io::Disk;
+use crate::manifest::{Expected, ManifestError, ShardManifest};
+use crate::wal::chain::{self, Examined, Place};
+use crate::wal::prepare;
+use crate::wal::recovery::{self, Begin, RecoveryError, Start};
+
+/// A shard that is being opened.
+pub struct Opening<D: Disk> {
+    disk: D,
+    place: Place,
+    expected: Expected,
+    manifest: ShardManifest<D>,
+    /// Until it has been looked at.
+    locks: Vec<D::File>,
+}
+
+/// A shard that was looked at, and not changed.
+pub struct Looked<D: Disk> {
+    disk: D,
+    place: Place,
+    manifest: ShardManifest<D>,
+    /// What was found.
+    pub examined: Examined,
+}
+
+/// A shard that can be written to.
+pub struct Opened<D: Disk> {
+    /// Whose chain it is.
+    pub place: Place,
+    /// Its manifest, open.
+    pub manifest: ShardManifest<D>,
+    /// Where it goes on.
+    pub start: Start<D::File>,
+}
+
+impl<D: Disk> Opening<D> {
+    /// Opens its manifest, or makes it.
+    pub fn begin(
+        disk: &D,
+        place: Place,
+        expected: Expected,
+        incarnation: Incarnation,
+    ) -> Result<Opening<D>, ManifestError> {
+        let manifest = ShardManifest::open(disk, place, incarnation, expected.manifest)?;
+        Ok(Opening { disk: disk.clone(), place, expected, manifest, locks: Vec::new() })
+    }
+
+    /// Waits for nobody: `false` if a killed owner's writes are still in flight; try again.
+    pub fn lock(&mut self) -> io::Result<bool> {
+        let locks = recovery::lock_segments(&self.disk, self.place.shard, &self.manifest)?;
+        let locked = locks.is_some();
+        self.locks = locks.unwrap_or_default();
+        Ok(locked)
+    }
+
+    /// Looks at the chain. What is wrong with it is in [`Examined::damage`].
+    pub fn look(self) -> io::Result<Looked<D>> {
+        let Opening { disk, place, expected, manifest, locks } = self;
+        let mut examined = chain::examine(&disk, place, &manifest.state)?;
+        examined.compare(place, &manifest.state, &expected);
+        // Nothing is in flight any more, and the log's own lock keeps others out; recovery takes the locks of
+        // the files that it opens itself.
+        drop(locks);
+        Ok(Looked { disk, place, manifest, examined })
+    }
+}
+
+impl<D: Disk> Looked<D> {
+    /// Recovers it, and makes its first segment if there is none to go on in. A disk without room for that is
+    /// no error: the log opens, and takes nothing before there is room.
+    pub fn recover(self, begin: Begin) -> Result<Opened<D>, RecoveryError> {
+        let Looked { disk, place, mut manifest, examined } = self;
+        let mut start = recovery::recover(&disk, place, &mut manifest, examined, begin)?;
+        if start.active.is_none() && start.spares.is_empty() {
+            let (index, bytes) = (start.next_index, begin.first_segment_bytes);
+            match prepare::prepare(&disk, &mut manifest, place.shard, index, bytes, &mut || true) {
+                Ok(prepared) => {
+                    start.next_index += 1;
+                    start.spares.push(prepared);
+                }
+                Err(error) if error.is_no_space() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Opened { place, manifest, start })
+    }
+}

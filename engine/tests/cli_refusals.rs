@@ -58,8 +58,32 @@ fn a_log_of_a_newer_format_version_is_refused_and_left_alone() {
     bytes[8..12].copy_from_slice(&crc.to_le_bytes());
     fs::write(&manifest, &bytes).unwrap();
     run_with(&mut place.hanaper(&["append"]), b"two\n").refused(5, &["version 2", "newer"]);
-    run(&mut place.hanaper(&["replay"])).refused(5, &["version 2", "newer"]);
+    for verb in ["replay", "verify", "inspect", "recover"] {
+        run(&mut place.hanaper(&[verb])).refused(5, &["version 2", "newer"]);
+    }
     assert_eq!(fs::read(&manifest).unwrap(), bytes);
+}
+
+/// A file where the log's folder should be is one mistake, whoever is asked.
+#[test]
+fn a_file_in_place_of_a_log_is_named() {
+    let place = Place::new();
+    let file = place.file("events.log", b"one\n");
+    for verb in ["append", "replay", "verify", "inspect", "recover", "try"] {
+        for log in [file.clone(), file.join("below")] {
+            let run = run(bare().arg(verb).arg("--log").arg(&log));
+            run.refused(2, &["events.log"]);
+        }
+    }
+    assert_eq!(fs::read(&file).unwrap(), b"one\n");
+}
+
+#[test]
+fn one_shard_is_one_shard() {
+    let place = Place::new();
+    let run = run_with(&mut place.hanaper(&["append", "--shards", "1"]), b"one\n");
+    assert_eq!(run.code, 0, "{}", run.err);
+    run_with(&mut place.hanaper(&["append"]), b"two\n").refused(2, &["the log has 1 shard, not 2"]);
 }
 
 #[test]

@@ -79,6 +79,21 @@ fn a_file_in_place_of_a_log_is_named() {
 }
 
 #[test]
+fn inspect_refuses_what_is_no_segment() {
+    let place = Place::new();
+    place.append(b"one\n");
+    let file = place.file("events.log", &b"one\n".repeat(5000));
+    for args in [&["inspect"][..], &["inspect", "--json"]] {
+        let refused = run(bare().args(args).arg(&file));
+        refused.refused(2, &["events.log", "not a segment file"]);
+        assert_eq!(refused.text(), "");
+    }
+    run(bare().arg("inspect").arg(place.file("empty", b""))).refused(2, &["empty", "not a segment file"]);
+    run(bare().arg("inspect").arg(place.log())).refused(2, &["it is a folder", "--log"]);
+    run(bare().arg("inspect").arg(place.path("nowhere"))).refused(2, &["nowhere", "no such file"]);
+}
+
+#[test]
 fn one_shard_is_one_shard() {
     let place = Place::new();
     let run = run_with(&mut place.hanaper(&["append", "--shards", "1"]), b"one\n");

@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use support::{Place, bare, run};
+use support::{Place, bare, run, run_with};
 
 /// The README's first command.
 #[test]
@@ -89,6 +89,37 @@ fn completions_and_man_pages_name_every_verb() {
     }
     assert!(run(bare().args(["man", "append"])).text().contains("hanaper\\-append"));
     run(bare().args(["man", "apend"])).refused(2, &["apend"]);
+}
+
+/// How commits reach the disk stands in the log, and is shown from there, open or not.
+#[test]
+fn inspect_tells_the_primitive_of_the_last_opening() {
+    let place = Place::new();
+    let primitive = || {
+        let inspected = run(&mut place.hanaper(&["inspect", "--json"]));
+        assert_eq!(inspected.code, 0, "{}", inspected.err);
+        let log: serde_json::Value = serde_json::from_slice(&inspected.out).unwrap();
+        log["primitive"].as_str().map(str::to_owned)
+    };
+    let open = |backend: &str| {
+        let stored = run_with(&mut place.hanaper(&["append", "--backend", backend]), b"one\n");
+        assert_eq!(stored.code, 0, "{}", stored.err);
+        let kept = run(&mut place.hanaper(&["replay", "--output", "ndjson"]));
+        let opened = kept.text().lines().rfind(|line| line.contains("\"payload\":\"opened ")).unwrap();
+        let (_, after) = opened.split_once("primitive=").unwrap();
+        after.split(['"', ' ']).next().unwrap().to_owned()
+    };
+    // Two openings: it is the newest that counts.
+    open("auto");
+    let named = open("posix");
+    assert_eq!(primitive(), Some(named.clone()));
+    let words = run(&mut place.hanaper(&["inspect"]));
+    assert!(
+        words.text().contains(&format!("primitive      {named}, when it was last open")),
+        "{}",
+        words.text()
+    );
+    assert!(words.text().contains("space promise  "), "{}", words.text());
 }
 
 /// A person can learn from the help: each verb of the log shows by example how it is called.

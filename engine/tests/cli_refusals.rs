@@ -101,6 +101,29 @@ fn one_shard_is_one_shard() {
     run_with(&mut place.hanaper(&["append"]), b"two\n").refused(2, &["the log has 1 shard, not 2"]);
 }
 
+/// Acknowledgements come with the summary of their append behind them.
+#[test]
+fn kept_acknowledgements_may_end_with_a_summary_and_be_torn_at_the_end() {
+    let place = Place::new();
+    let acks = run_with(&mut place.hanaper(&["append", "--acks", "--json"]), b"one\ntwo\n");
+    assert_eq!(acks.text().lines().count(), 3);
+    let verify = |kept: &[u8]| {
+        let file = place.file("acks", kept);
+        run(place.hanaper(&["verify", "--json", "--acks"]).arg(&file))
+    };
+    let counted = |run: &support::Run| {
+        let last: serde_json::Value = serde_json::from_str(run.text().lines().last().unwrap()).unwrap();
+        (run.code, last["acks"].as_u64().unwrap())
+    };
+    assert_eq!(counted(&verify(&acks.out)), (0, 2));
+    let torn = acks.text().rsplit_once("\n{").unwrap().0;
+    assert_eq!(counted(&verify(&torn.as_bytes()[..torn.len() - 5])), (0, 1));
+    let within = acks.text().replacen("\"seq\":", "\"s", 1);
+    verify(within.as_bytes()).refused(2, &["line 1 is no acknowledgement"]);
+    verify(b"hello").refused(2, &["line 1 is no acknowledgement"]);
+    run(place.hanaper(&["verify", "--acks"]).arg(place.log())).refused(2, &["it is a folder"]);
+}
+
 #[test]
 fn a_log_opened_twice_names_the_owner_and_readers_are_welcome() {
     let place = Place::new();

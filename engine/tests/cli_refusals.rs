@@ -124,6 +124,17 @@ fn kept_acknowledgements_may_end_with_a_summary_and_be_torn_at_the_end() {
     run(place.hanaper(&["verify", "--acks"]).arg(place.log())).refused(2, &["it is a folder"]);
 }
 
+/// Contradictions are answered, not decided in silence.
+#[test]
+fn json_and_raw_is_a_contradiction() {
+    let place = Place::new();
+    place.append(b"one\n");
+    let raw = run(&mut place.hanaper(&["replay", "--json", "--output", "raw"]));
+    raw.refused(2, &["--json", "--output raw", "--output ndjson"]);
+    assert_eq!(raw.text(), "");
+    assert_eq!(run(&mut place.hanaper(&["replay", "--json", "--output", "json"])).code, 0);
+}
+
 #[test]
 fn a_log_opened_twice_names_the_owner_and_readers_are_welcome() {
     let place = Place::new();

@@ -182,7 +182,7 @@ pub fn run(global: &Global, args: TryArgs) -> Outcome {
     let started = Instant::now();
     let mut findings = Vec::new();
     let report = verify::check(&folder.path, None, &mut |finding| {
-        findings.push(format!("{} {}: {}", finding.verdict, finding.place, finding.meaning));
+        findings.push(format!("{} {}: {}", finding.verdict, finding.place, verify::meaning(&finding)));
     })?;
     for finding in &findings {
         tell.line(&format!("         {finding}"))?;

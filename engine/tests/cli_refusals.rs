@@ -93,6 +93,20 @@ fn inspect_refuses_what_is_no_segment() {
     run(bare().arg("inspect").arg(place.path("nowhere"))).refused(2, &["nowhere", "no such file"]);
 }
 
+/// A misspelt variable would be a setting that silently does nothing.
+#[test]
+fn a_misspelt_variable_is_refused_before_anything_is_made() {
+    let place = Place::new();
+    for verb in ["append", "config", "replay", "verify"] {
+        run(place.hanaper(&[verb]).env("HANAPER_SHARD", "1"))
+            .refused(2, &["HANAPER_SHARD: there is no such variable (did you mean HANAPER_SHARDS?)"]);
+    }
+    assert!(!place.log().exists());
+    // Set to nothing is not set.
+    let run = run_with(place.hanaper(&["append"]).env("HANAPER_SHARD", ""), b"one\n");
+    assert_eq!(run.code, 0, "{}", run.err);
+}
+
 #[test]
 fn one_shard_is_one_shard() {
     let place = Place::new();

@@ -91,6 +91,30 @@ fn completions_and_man_pages_name_every_verb() {
     run(bare().args(["man", "apend"])).refused(2, &["apend"]);
 }
 
+/// Every verb prints JSON where it is asked to.
+#[test]
+fn completions_and_man_pages_come_as_json_too() {
+    let object = |args: &[&str]| -> serde_json::Value {
+        let printed = run(bare().args(args));
+        assert_eq!(printed.code, 0, "{}", printed.err);
+        serde_json::from_slice(&printed.out).unwrap()
+    };
+    let script = object(&["completions", "bash", "--json"]);
+    assert_eq!(script["shell"], "bash");
+    assert!(script["script"].as_str().unwrap().contains("verify"));
+    let page = object(&["man", "append", "--json"]);
+    assert_eq!(page["page"], "hanaper-append.1");
+    assert!(page["text"].as_str().unwrap().starts_with(".ie"));
+    assert_eq!(object(&["man", "--json"])["page"], "hanaper.1");
+    let place = Place::new();
+    let written = run(bare().args(["man", "--json", "--out"]).arg(place.path("man1")));
+    for line in written.text().lines() {
+        let page: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(fs::metadata(page["path"].as_str().unwrap()).unwrap().len() > 0);
+    }
+    assert!(written.text().lines().count() >= 9);
+}
+
 /// How commits reach the disk stands in the log, and is shown from there, open or not.
 #[test]
 fn inspect_tells_the_primitive_of_the_last_opening() {

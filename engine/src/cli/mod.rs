@@ -279,8 +279,8 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Recover(args) => recover::run(global, args),
         Verb::Config(args) => config::run(global, args),
         Verb::Try(args) => r#try::run(global, args),
-        Verb::Completions(args) => completions::run(args),
-        Verb::Man(args) => man::run(args),
+        Verb::Completions(args) => completions::run(global, args),
+        Verb::Man(args) => man::run(global, args),
         Verb::External(words) => external::run(global, &words),
     }
 }

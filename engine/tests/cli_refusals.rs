@@ -64,6 +64,30 @@ fn a_log_of_a_newer_format_version_is_refused_and_left_alone() {
     assert_eq!(fs::read(&manifest).unwrap(), bytes);
 }
 
+/// Nor at a segment's: it is not damaged, this program is too old for it.
+#[test]
+fn a_segment_of_a_newer_format_version_is_refused_and_left_alone() {
+    let place = Place::new();
+    let mut killed = spawn(&mut place.hanaper(&["append", "--acks", "--shards", "1"]));
+    let mut stdin = killed.stdin.take().unwrap();
+    stdin.write_all(b"one\n").unwrap();
+    line(&mut BufReader::new(killed.stdout.take().unwrap()));
+    signal(&killed, libc::SIGKILL);
+    drop(killed.finish());
+    let segment = place.log().join("shard-0000-0000000000.segment");
+    let mut bytes = fs::read(&segment).unwrap();
+    // Magic, CRC32C of 12..480, version.
+    assert_eq!(bytes[12..14], [1, 0]);
+    bytes[12..14].copy_from_slice(&[2, 0]);
+    let crc = crc32c(&bytes[12..480]);
+    bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&segment, &bytes).unwrap();
+    run_with(&mut place.hanaper(&["append", "--shards", "1"]), b"two\n").refused(5, &["version 2", "newer"]);
+    run(&mut place.hanaper(&["recover"])).refused(5, &["version 2", "newer"]);
+    run(bare().arg("inspect").arg(&segment)).refused(5, &["version 2", "newer"]);
+    assert!(fs::read(&segment).unwrap() == bytes);
+}
+
 /// A file where the log's folder should be is one mistake, whoever is asked.
 #[test]
 fn a_file_in_place_of_a_log_is_named() {

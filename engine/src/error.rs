@@ -303,7 +303,7 @@ fn io_advice(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => "; run it as a user who may use this folder, or name another",
         io::ErrorKind::ReadOnlyFilesystem => "; a log there can be read, and not be written",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space, then try again",
-        _ if error.raw_os_error() == Some(EIO) => {
+        _ if error.raw_os_error() == Some(libc::EIO) => {
             "; ask the kernel's log about the disk before anything else"
         }
         _ => "",
@@ -313,14 +313,10 @@ fn io_advice(error: &io::Error) -> &'static str {
 /// The same for a log that is to be opened, and made if it is not there.
 fn open_advice(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(ENOENT) => "; it is not there, and cannot be made there",
+        Some(libc::ENOENT) => "; see that the folder above it is there",
         _ => io_advice(error),
     }
 }
-
-const ENOENT: i32 = 2;
-/// The device failed.
-const EIO: i32 = 5;
 
 /// What to do about a manifest that is gone or altered.
 fn manifest_advice(error: &ManifestError) -> &'static str {

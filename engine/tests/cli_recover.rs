@@ -197,6 +197,15 @@ fn inspect_says_what_kept_it_from_looking_further() {
 }
 
 #[test]
+fn a_segment_with_nothing_wrong_is_said_to_be_so() {
+    let hand = sample();
+    let output = hand.beside("same.segment");
+    let same = run(bare().arg("recover").arg("--input").arg(hand.file(0, 0)).arg("--output").arg(&output));
+    same.refused(0, &["nothing is wrong with it", "same.segment"]);
+    assert!(fs::read(&output).unwrap() == fs::read(hand.file(0, 0)).unwrap());
+}
+
+#[test]
 fn an_output_without_a_folder_is_named() {
     let hand = sample();
     let output = hand.beside("nowhere").join("mended.segment");

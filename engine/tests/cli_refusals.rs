@@ -115,6 +115,9 @@ fn inspect_refuses_what_is_no_segment() {
     run(bare().arg("inspect").arg(place.file("empty", b""))).refused(2, &["empty", "not a segment file"]);
     run(bare().arg("inspect").arg(place.log())).refused(2, &["it is a folder", "--log"]);
     run(bare().arg("inspect").arg(place.path("nowhere"))).refused(2, &["nowhere", "no such file"]);
+    let link = place.path("link");
+    std::os::unix::fs::symlink(place.log().join("shard-0000-0000000000.segment"), &link).unwrap();
+    run(bare().arg("inspect").arg(&link)).refused(2, &["link", "it is a symbolic link"]);
 }
 
 /// A misspelt variable would be a setting that silently does nothing.

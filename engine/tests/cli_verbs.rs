@@ -36,6 +36,7 @@ fn try_takes_a_file_and_keeps_a_log_that_was_named() {
     // It never writes into a log that somebody has.
     run(bare().args(["try", "--log"]).arg(&kept)).refused(2, &["kept", "new folder"]);
     run(bare().args(["try", "missing.log"])).refused(2, &["missing.log", "no such file"]);
+    run(bare().args(["try", "-"])).refused(2, &["reads its input twice", "name a regular file"]);
 }
 
 /// The sample says of itself that it is one, and is what its generator prints.

@@ -127,6 +127,9 @@ pub fn run(global: &Global, args: RecoverArgs) -> Outcome {
              for a whole log both modes are the same");
     }
     if let Some(output) = &args.output {
+        if plan.steps.is_empty() && !global.json {
+            say(format!("nothing is wrong with it: {} has the same bytes", output.display()));
+        }
         if !plan.salvaged.is_empty() {
             say(format!(
                 "{} salvaged into {}.salvaged: not proven by a digest, and not part of the log",

@@ -112,7 +112,9 @@ pub fn run(global: &Global, args: TryArgs) -> Outcome {
         None => Source::Sample(SAMPLE),
         Some(file) if file.as_os_str() == "-" || !file.metadata().is_ok_and(|m| is_again(&m)) => {
             // The sentence of a missing file or a folder is the better one.
-            Source::File(file.clone()).open()?;
+            if file.as_os_str() != "-" {
+                Source::File(file.clone()).open()?;
+            }
             return Err(Failure::usage(format!(
                 "{}: `try` reads its input twice, to compare; name a regular file, or use \
                  `hanaper append`",

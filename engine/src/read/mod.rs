@@ -188,6 +188,9 @@ pub(crate) fn segment_file(path: &Path) -> Result<(ReadOnly, String), Error> {
     let disk = ReadOnly::for_file(folder, name).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => not_one("there is no such file"),
         std::io::ErrorKind::InvalidInput => not_one("it is not a segment file"),
+        _ if error.raw_os_error() == Some(libc::ELOOP) => {
+            not_one("it is a symbolic link; name the file itself")
+        }
         _ => Error::io(named())(error),
     })?;
     Ok((disk, name.to_owned()))

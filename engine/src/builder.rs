@@ -12,6 +12,7 @@ pub use hanaper_shards::io::probe::Backend;
 
 use crate::engine::Log;
 use crate::error::OpenError;
+use crate::read;
 
 /// The most shards that may be open at a time.
 pub const SHARDS_MAX: u32 = 256;
@@ -186,7 +187,11 @@ impl Builder {
     /// that was durable is gone or altered.
     pub fn open(mut self) -> Result<Log, OpenError> {
         self.check()?;
-        Log::open(self)
+        Log::open(self).map_err(|error| match error {
+            // A log that lost its manifest is damaged; somebody's other files are a mistake.
+            OpenError::NotALog(path) if read::was_a_log(&path) => OpenError::ManifestGone(path),
+            other => other,
+        })
     }
 
     fn check(&mut self) -> Result<(), OpenError> {

@@ -199,6 +199,14 @@ impl Log {
             });
             ports.push(port);
         }
+        // A spinning thread of the same real-time priority would keep a pinned driver from its core for ever.
+        let realtime = crate::slice::is_realtime();
+        if builder.pin && realtime {
+            chosen.notices.push(
+                "drivers are not pinned to cores, since this process runs in a real-time class".to_owned(),
+            );
+        }
+        let pin = builder.pin && !realtime;
         let orders = Arc::new(Orders::default());
         let on_failure = Arc::new(builder.on_failure);
         let spin = builder.spin.unwrap_or(Duration::from_micros(if cores.len() > 1 { 50 } else { 0 }));
@@ -214,7 +222,7 @@ impl Log {
                 spin,
                 slice: builder.slice,
             };
-            let core = builder.pin.then(|| cores.get(i).copied()).flatten();
+            let core = pin.then(|| cores.get(i).copied()).flatten();
             let name = format!("hanaper-{i}");
             let (host, folder, clock) = (builder.driver, folder.clone(), clock.clone());
             let handle = match driver_path {

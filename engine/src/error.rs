@@ -73,7 +73,7 @@ pub enum ReadError {
         meaning: String,
     },
     /// The system said no.
-    #[error("{name}: {source}")]
+    #[error("{name}: {source}{}", io_advice(source))]
     Io {
         /// File or folder.
         name: String,
@@ -185,11 +185,20 @@ pub enum OpenError {
     /// The folder holds something else.
     #[error("{0}: not a log (it has files, and no log.manifest)")]
     NotALog(PathBuf),
+    /// The folder holds a log whose manifest is gone.
+    #[error(
+        "{0}: it has segments of a log, and their log.manifest is gone; restore that from a copy \
+         (`hanaper recover` says what can be done)"
+    )]
+    ManifestGone(PathBuf),
     /// A setting that makes no sense.
     #[error("{0}")]
     Setting(String),
     /// The log has another number of shards.
-    #[error("the log has {have} shards, not {wanted}; open it with {have}, or reshard it (--reshard)")]
+    #[error(
+        "the log has {have} {}, not {wanted}; open it with {have}, or reshard it (--reshard)",
+        if *have == 1 { "shard" } else { "shards" }
+    )]
     Shards {
         /// What it has.
         have: u32,
@@ -216,7 +225,7 @@ pub enum OpenError {
         source: RecoveryError,
     },
     /// A manifest is damaged, foreign or newer.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}{}", manifest_advice(source))]
     Manifest {
         /// The log.
         path: PathBuf,
@@ -224,7 +233,7 @@ pub enum OpenError {
         source: ManifestError,
     },
     /// The disk or the system said no.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}{}", open_advice(source))]
     Io {
         /// The log.
         path: PathBuf,
@@ -242,8 +251,16 @@ impl OpenError {
             | OpenError::Setting(_)
             | OpenError::Shards { .. } => ErrorKind::Usage,
             OpenError::Owned { .. } => ErrorKind::Owned,
+            // A file where the log's folder should be: another name helps, another try does not.
+            OpenError::Io { source, .. } if source.kind() == io::ErrorKind::NotADirectory => ErrorKind::Usage,
             OpenError::StillInFlight(_) | OpenError::Io { .. } => ErrorKind::Io,
-            OpenError::Damaged { .. } => ErrorKind::Integrity,
+            // The segment is not damaged: this program is too old for it.
+            OpenError::Damaged { source: RecoveryError::Damaged(damage), .. }
+                if damage.first().is_some_and(|d| d.verdict == "VERSION") =>
+            {
+                ErrorKind::Refused
+            }
+            OpenError::Damaged { .. } | OpenError::ManifestGone(_) => ErrorKind::Integrity,
             OpenError::Manifest { source, .. } => match source {
                 ManifestError::Missing { .. } => ErrorKind::Integrity,
                 ManifestError::Journal(JournalError::Io { .. }) => ErrorKind::Io,
@@ -275,6 +292,40 @@ impl OpenError {
                 OpenError::Io { path, source: io::Error::other("preparation was stopped") }
             }
         }
+    }
+}
+
+/// What to do where the system's own words do not tell.
+fn io_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        // The others have said more than the system does.
+        _ if error.raw_os_error().is_none() => "",
+        io::ErrorKind::PermissionDenied => "; run it as a user who may use this folder, or name another",
+        io::ErrorKind::ReadOnlyFilesystem => "; a log there can be read, and not be written",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some space, then try again",
+        _ if error.raw_os_error() == Some(libc::EIO) => {
+            "; ask the kernel's log about the disk before anything else"
+        }
+        _ => "",
+    }
+}
+
+/// The same for a log that is to be opened, and made if it is not there.
+fn open_advice(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::ENOENT) => "; see that the folder above it is there",
+        _ => io_advice(error),
+    }
+}
+
+/// What to do about a manifest that is gone or altered.
+fn manifest_advice(error: &ManifestError) -> &'static str {
+    match error {
+        ManifestError::Missing { .. }
+        | ManifestError::Journal(JournalError::Damaged { .. } | JournalError::Foreign { .. }) => {
+            "; restore it from a copy (`hanaper recover` says what can be done)"
+        }
+        _ => "",
     }
 }
 

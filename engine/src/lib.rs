@@ -40,3 +40,8 @@ pub use hanaper_ingest::{
     AppendError, Backpressure, BatchError, Claim, Producer, ProducerError, Receipt, Stopped, Ticket,
     WaitError, WaitFor, Waiter, WhenDurable,
 };
+
+/// The README's example must compile, as everything that is shown to people.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;

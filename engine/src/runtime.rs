@@ -25,6 +25,9 @@ use crate::builder::{Driver, FailurePolicy};
 use crate::glommio_host;
 use crate::slow::{Host, PlainThread, SlowQueue, SlowWorker};
 
+/// No sleep is longer, whatever the clock says: if a wake-up were ever lost, this is what it would cost.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
 /// What the engine tells its drivers.
 #[derive(Default)]
 pub(crate) struct Orders {
@@ -268,7 +271,7 @@ fn run<I: Io<Disk = Folder>>(
             idle_since = drive.clock.now();
             continue;
         }
-        if drive.clock.now() - idle_since < spin_ns {
+        if drive.clock.now().saturating_sub(idle_since) < spin_ns {
             std::hint::spin_loop();
             continue;
         }
@@ -278,9 +281,8 @@ fn run<I: Io<Disk = Folder>>(
             && (!drive.orders.close.load(Ordering::Acquire) || io.in_flight() > 0 || closing_waits(shards));
         if nothing {
             let now = drive.clock.now();
-            let longest =
-                due.map_or(Duration::from_secs(1), |at| Duration::from_nanos(at.saturating_sub(now)));
-            step(io, Wait::AtMost(longest), shards, slots, &mut done);
+            let due = due.map_or(LONGEST_SLEEP, |at| Duration::from_nanos(at.saturating_sub(now)));
+            step(io, Wait::AtMost(due.min(LONGEST_SLEEP)), shards, slots, &mut done);
         }
         drive.wake.awake();
         idle_since = drive.clock.now();

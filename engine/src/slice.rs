@@ -18,6 +18,12 @@ struct SchedAttr {
     period_ns: u64,
 }
 
+/// Whether the calling thread runs in a real-time class (and the threads that it spawns).
+pub(crate) fn is_realtime() -> bool {
+    // SAFETY: plain system call about the calling thread.
+    matches!(unsafe { libc::sched_getscheduler(0) }, libc::SCHED_FIFO | libc::SCHED_RR)
+}
+
 /// Gives the calling thread this slice in its default class; `false` if the kernel would not.
 pub(crate) fn set_for_current(slice: Duration) -> bool {
     // Keeps whatever niceness the thread was given.

@@ -58,8 +58,122 @@ fn a_log_of_a_newer_format_version_is_refused_and_left_alone() {
     bytes[8..12].copy_from_slice(&crc.to_le_bytes());
     fs::write(&manifest, &bytes).unwrap();
     run_with(&mut place.hanaper(&["append"]), b"two\n").refused(5, &["version 2", "newer"]);
-    run(&mut place.hanaper(&["replay"])).refused(5, &["version 2", "newer"]);
+    for verb in ["replay", "verify", "inspect", "recover"] {
+        run(&mut place.hanaper(&[verb])).refused(5, &["version 2", "newer"]);
+    }
     assert_eq!(fs::read(&manifest).unwrap(), bytes);
+}
+
+/// Nor at a segment's: it is not damaged, this program is too old for it.
+#[test]
+fn a_segment_of_a_newer_format_version_is_refused_and_left_alone() {
+    let place = Place::new();
+    let mut killed = spawn(&mut place.hanaper(&["append", "--acks", "--shards", "1"]));
+    let mut stdin = killed.stdin.take().unwrap();
+    stdin.write_all(b"one\n").unwrap();
+    line(&mut BufReader::new(killed.stdout.take().unwrap()));
+    signal(&killed, libc::SIGKILL);
+    drop(killed.finish());
+    let segment = place.log().join("shard-0000-0000000000.segment");
+    let mut bytes = fs::read(&segment).unwrap();
+    // Magic, CRC32C of 12..480, version.
+    assert_eq!(bytes[12..14], [1, 0]);
+    bytes[12..14].copy_from_slice(&[2, 0]);
+    let crc = crc32c(&bytes[12..480]);
+    bytes[8..12].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&segment, &bytes).unwrap();
+    run_with(&mut place.hanaper(&["append", "--shards", "1"]), b"two\n").refused(5, &["version 2", "newer"]);
+    run(&mut place.hanaper(&["recover"])).refused(5, &["version 2", "newer"]);
+    run(bare().arg("inspect").arg(&segment)).refused(5, &["version 2", "newer"]);
+    assert!(fs::read(&segment).unwrap() == bytes);
+}
+
+/// A file where the log's folder should be is one mistake, whoever is asked.
+#[test]
+fn a_file_in_place_of_a_log_is_named() {
+    let place = Place::new();
+    let file = place.file("events.log", b"one\n");
+    for verb in ["append", "replay", "verify", "inspect", "recover", "try"] {
+        for log in [file.clone(), file.join("below")] {
+            let run = run(bare().arg(verb).arg("--log").arg(&log));
+            run.refused(2, &["events.log"]);
+        }
+    }
+    assert_eq!(fs::read(&file).unwrap(), b"one\n");
+}
+
+#[test]
+fn inspect_refuses_what_is_no_segment() {
+    let place = Place::new();
+    place.append(b"one\n");
+    let file = place.file("events.log", &b"one\n".repeat(5000));
+    for args in [&["inspect"][..], &["inspect", "--json"]] {
+        let refused = run(bare().args(args).arg(&file));
+        refused.refused(2, &["events.log", "not a segment file"]);
+        assert_eq!(refused.text(), "");
+    }
+    run(bare().arg("inspect").arg(place.file("empty", b""))).refused(2, &["empty", "not a segment file"]);
+    run(bare().arg("inspect").arg(place.log())).refused(2, &["it is a folder", "--log"]);
+    run(bare().arg("inspect").arg(place.path("nowhere"))).refused(2, &["nowhere", "no such file"]);
+    let link = place.path("link");
+    std::os::unix::fs::symlink(place.log().join("shard-0000-0000000000.segment"), &link).unwrap();
+    run(bare().arg("inspect").arg(&link)).refused(2, &["link", "it is a symbolic link"]);
+}
+
+/// A misspelt variable would be a setting that silently does nothing.
+#[test]
+fn a_misspelt_variable_is_refused_before_anything_is_made() {
+    let place = Place::new();
+    for verb in ["append", "config", "replay", "verify"] {
+        run(place.hanaper(&[verb]).env("HANAPER_SHARD", "1"))
+            .refused(2, &["HANAPER_SHARD: there is no such variable (did you mean HANAPER_SHARDS?)"]);
+    }
+    assert!(!place.log().exists());
+    // Set to nothing is not set.
+    let run = run_with(place.hanaper(&["append"]).env("HANAPER_SHARD", ""), b"one\n");
+    assert_eq!(run.code, 0, "{}", run.err);
+}
+
+#[test]
+fn one_shard_is_one_shard() {
+    let place = Place::new();
+    let run = run_with(&mut place.hanaper(&["append", "--shards", "1"]), b"one\n");
+    assert_eq!(run.code, 0, "{}", run.err);
+    run_with(&mut place.hanaper(&["append"]), b"two\n").refused(2, &["the log has 1 shard, not 2"]);
+}
+
+/// Acknowledgements come with the summary of their append behind them.
+#[test]
+fn kept_acknowledgements_may_end_with_a_summary_and_be_torn_at_the_end() {
+    let place = Place::new();
+    let acks = run_with(&mut place.hanaper(&["append", "--acks", "--json"]), b"one\ntwo\n");
+    assert_eq!(acks.text().lines().count(), 3);
+    let verify = |kept: &[u8]| {
+        let file = place.file("acks", kept);
+        run(place.hanaper(&["verify", "--json", "--acks"]).arg(&file))
+    };
+    let counted = |run: &support::Run| {
+        let last: serde_json::Value = serde_json::from_str(run.text().lines().last().unwrap()).unwrap();
+        (run.code, last["acks"].as_u64().unwrap())
+    };
+    assert_eq!(counted(&verify(&acks.out)), (0, 2));
+    let torn = acks.text().rsplit_once("\n{").unwrap().0;
+    assert_eq!(counted(&verify(&torn.as_bytes()[..torn.len() - 5])), (0, 1));
+    let within = acks.text().replacen("\"seq\":", "\"s", 1);
+    verify(within.as_bytes()).refused(2, &["line 1 is no acknowledgement"]);
+    verify(b"hello").refused(2, &["line 1 is no acknowledgement"]);
+    run(place.hanaper(&["verify", "--acks"]).arg(place.log())).refused(2, &["it is a folder"]);
+}
+
+/// Contradictions are answered, not decided in silence.
+#[test]
+fn json_and_raw_is_a_contradiction() {
+    let place = Place::new();
+    place.append(b"one\n");
+    let raw = run(&mut place.hanaper(&["replay", "--json", "--output", "raw"]));
+    raw.refused(2, &["--json", "--output raw", "--output ndjson"]);
+    assert_eq!(raw.text(), "");
+    assert_eq!(run(&mut place.hanaper(&["replay", "--json", "--output", "json"])).code, 0);
 }
 
 #[test]

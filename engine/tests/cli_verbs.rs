@@ -6,7 +6,7 @@ mod support;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use support::{Place, bare, run};
+use support::{Place, bare, run, run_with};
 
 /// The README's first command.
 #[test]
@@ -36,6 +36,7 @@ fn try_takes_a_file_and_keeps_a_log_that_was_named() {
     // It never writes into a log that somebody has.
     run(bare().args(["try", "--log"]).arg(&kept)).refused(2, &["kept", "new folder"]);
     run(bare().args(["try", "missing.log"])).refused(2, &["missing.log", "no such file"]);
+    run(bare().args(["try", "-"])).refused(2, &["reads its input twice", "name a regular file"]);
 }
 
 /// The sample says of itself that it is one, and is what its generator prints.
@@ -89,6 +90,61 @@ fn completions_and_man_pages_name_every_verb() {
     }
     assert!(run(bare().args(["man", "append"])).text().contains("hanaper\\-append"));
     run(bare().args(["man", "apend"])).refused(2, &["apend"]);
+}
+
+/// Every verb prints JSON where it is asked to.
+#[test]
+fn completions_and_man_pages_come_as_json_too() {
+    let object = |args: &[&str]| -> serde_json::Value {
+        let printed = run(bare().args(args));
+        assert_eq!(printed.code, 0, "{}", printed.err);
+        serde_json::from_slice(&printed.out).unwrap()
+    };
+    let script = object(&["completions", "bash", "--json"]);
+    assert_eq!(script["shell"], "bash");
+    assert!(script["script"].as_str().unwrap().contains("verify"));
+    let page = object(&["man", "append", "--json"]);
+    assert_eq!(page["page"], "hanaper-append.1");
+    assert!(page["text"].as_str().unwrap().starts_with(".ie"));
+    assert_eq!(object(&["man", "--json"])["page"], "hanaper.1");
+    let place = Place::new();
+    let written = run(bare().args(["man", "--json", "--out"]).arg(place.path("man1")));
+    for line in written.text().lines() {
+        let page: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert!(fs::metadata(page["path"].as_str().unwrap()).unwrap().len() > 0);
+    }
+    assert!(written.text().lines().count() >= 9);
+}
+
+/// How commits reach the disk stands in the log, and is shown from there, open or not.
+#[test]
+fn inspect_tells_the_primitive_of_the_last_opening() {
+    let place = Place::new();
+    let primitive = || {
+        let inspected = run(&mut place.hanaper(&["inspect", "--json"]));
+        assert_eq!(inspected.code, 0, "{}", inspected.err);
+        let log: serde_json::Value = serde_json::from_slice(&inspected.out).unwrap();
+        log["primitive"].as_str().map(str::to_owned)
+    };
+    let open = |backend: &str| {
+        let stored = run_with(&mut place.hanaper(&["append", "--backend", backend]), b"one\n");
+        assert_eq!(stored.code, 0, "{}", stored.err);
+        let kept = run(&mut place.hanaper(&["replay", "--output", "ndjson"]));
+        let opened = kept.text().lines().rfind(|line| line.contains("\"payload\":\"opened ")).unwrap();
+        let (_, after) = opened.split_once("primitive=").unwrap();
+        after.split(['"', ' ']).next().unwrap().to_owned()
+    };
+    // Two openings: it is the newest that counts.
+    open("auto");
+    let named = open("posix");
+    assert_eq!(primitive(), Some(named.clone()));
+    let words = run(&mut place.hanaper(&["inspect"]));
+    assert!(
+        words.text().contains(&format!("primitive      {named}, when it was last open")),
+        "{}",
+        words.text()
+    );
+    assert!(words.text().contains("space promise  "), "{}", words.text());
 }
 
 /// A person can learn from the help: each verb of the log shows by example how it is called.

@@ -9,7 +9,7 @@ use std::path::Path;
 use hanaper::ErrorKind;
 use hanaper::read::verify::{Report, VerifyOptions, verify};
 use hanaper::read::{Reader, Select, inspect, inspect_segment};
-use hanaper::recover::{self, Mode};
+use hanaper::recover::{self, Mode, Who};
 use hanaper_shards::io::Disk;
 use handmade::{Hand, event, overwrite};
 
@@ -142,6 +142,156 @@ fn what_cannot_be_put_right_is_refused_and_nothing_is_written() {
     assert!(recover::plan(hand.path(), Mode::Conservative).unwrap().steps[0].loses);
 }
 
+/// What keeps the log shut is said by the plan too, with what remains possible.
+#[test]
+fn a_plan_does_not_promise_what_writing_would_refuse() {
+    // The active segment is gone; the last batches of it are altered, so that nothing says where the loss ends.
+    for (gone, advice) in [(true, "nobody knows what was in it"), (false, "nothing intact follows in it")] {
+        let hand = sample();
+        match gone {
+            true => fs::remove_file(hand.file(0, 3)).unwrap(),
+            false => {
+                for (index, entry) in &hand.shards[0].batches[18..] {
+                    overwrite(&hand.file(0, *index), entry.offset + 256, |bytes| bytes[0] ^= 1);
+                }
+            }
+        }
+        let plan = recover::plan(hand.path(), Mode::Conservative).unwrap();
+        assert!(plan.obstacle.is_some() && plan.needs_a_hand() && plan.loses(), "{plan:?}");
+        assert!(plan.steps.iter().all(|step| step.by != Who::Opening), "nothing opens it: {plan:?}");
+        assert!(plan.steps.iter().any(|step| step.action.contains(advice)), "{plan:?}");
+        let error = recover::write(hand.path(), Mode::Conservative).unwrap_err().to_string();
+        assert!(error.contains(advice) && error.contains("nothing was written"), "{error}");
+        // It is true that all before it can be read.
+        let before = if gone { 30 } else { 36 };
+        let read = Reader::open(hand.path()).unwrap().replay(Select::default()).map_while(Result::ok).count();
+        assert_eq!(read, before);
+    }
+}
+
+/// Without its manifest nothing says what a shard must have: opening refuses, and nothing ends by itself.
+#[test]
+fn a_manifest_that_is_gone_is_named_and_nothing_is_promised() {
+    for (name, altered) in [
+        ("shard-0000.manifest", false),
+        ("shard-0000.manifest", true),
+        ("log.manifest", false),
+        ("log.manifest", true),
+    ] {
+        let hand = sample();
+        match altered {
+            true => overwrite(&hand.path().join(name), 100, |bytes| bytes[0] ^= 1),
+            false => fs::remove_file(hand.path().join(name)).unwrap(),
+        }
+        let plan = recover::plan(hand.path(), Mode::Conservative).unwrap();
+        assert_eq!(plan.steps.len(), 1, "{plan:?}");
+        let step = &plan.steps[0];
+        assert_eq!((step.place.as_str(), step.by, step.loses), (name, Who::Hand, true), "{plan:?}");
+        assert!(step.action.contains("restore the file from a copy"), "{step:?}");
+        let before = files(hand.path(), "");
+        let error = recover::write(hand.path(), Mode::Conservative).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Integrity, "{error}");
+        assert!(error.to_string().contains("restore the file from a copy"), "{error}");
+        assert_eq!(files(hand.path(), ""), before);
+    }
+}
+
+/// A loss can hide another: the last sealed segment leads to what is behind it.
+#[test]
+fn damage_behind_a_loss_is_found_and_put_on_record_with_it() {
+    let hand = sample();
+    fs::remove_file(hand.file(0, 2)).unwrap();
+    let (index, entry) = hand.shards[0].batches[17];
+    overwrite(&hand.file(0, index), entry.offset + 300, |bytes| bytes[0] ^= 1);
+    let plan = recover::write(hand.path(), Mode::Conservative).unwrap();
+    assert!(!plan.needs_a_hand() && plan.loses(), "{plan:?}");
+    let report = check(hand.path());
+    assert_eq!((report.failures, report.losses), (0, 2));
+    let wanted: Vec<u64> = (0..40).filter(|seq| !(20..30).contains(seq) && seq / 2 != 17).collect();
+    assert_eq!(seqs(hand.path()), wanted);
+}
+
+/// Some bytes behind the digest of a batch.
+fn spoil_padding(hand: &Hand, number: usize) {
+    let (index, entry) = hand.shards[0].batches[number];
+    overwrite(&hand.file(0, index), entry.end(4096) - 1, |bytes| bytes[0] = 0x10);
+}
+
+/// What a digest proves is not lost because of what stands behind it.
+#[test]
+fn a_batch_with_data_in_its_padding_is_kept() {
+    for number in [7usize, 17] {
+        let hand = sample();
+        let index = hand.shards[0].batches[number].0;
+        let whole = fs::read(hand.file(0, index)).unwrap();
+        spoil_padding(&hand, number);
+        assert!(check(hand.path()).failures > 0);
+        // For the log: nothing is put on record as lost, and it is said how the segment is mended.
+        let plan = recover::plan(hand.path(), Mode::Conservative).unwrap();
+        let steps: Vec<_> = plan.steps.iter().filter(|step| step.row == "PADDING").collect();
+        assert_eq!(steps.len(), 1, "{plan:?}");
+        assert!(
+            !plan.loses() && steps[0].by == Who::Hand && steps[0].action.contains("--output"),
+            "{plan:?}"
+        );
+        let before = files(hand.path(), ".manifest");
+        let _refused_where_it_keeps_the_log_shut = recover::write(hand.path(), Mode::Conservative);
+        assert_eq!(files(hand.path(), ".manifest"), before);
+        // For the segment: it is the very file that it was.
+        let output = hand.beside("mended.segment");
+        let plan = recover::segment(hand.file(0, index), &output, Mode::Conservative).unwrap();
+        let steps: Vec<_> = plan.steps.iter().map(|step| (step.row, step.loses)).collect();
+        assert_eq!(steps, [("PADDING", false)], "{plan:?}");
+        assert!(plan.steps[0].place.starts_with(&format!("shard 0 batch {number} ")), "{plan:?}");
+        assert!(fs::read(&output).unwrap() == whole);
+        fs::rename(&output, hand.file(0, index)).unwrap();
+        assert_eq!(check(hand.path()).failures, 0);
+        assert_eq!(seqs(hand.path()), (0..40).collect::<Vec<_>>());
+    }
+}
+
+/// A payload may look like a batch, and a batch with data in its padding may be long.
+#[test]
+fn the_body_of_a_batch_that_is_kept_hides_what_lies_in_it() {
+    let mut hand = Hand::new(1);
+    hand.shards[0].batch(&[event(1, 0, 100)]);
+    let inner = hand.file(0, 0);
+    let inner = fs::read(inner).unwrap()[4096..8192].to_vec();
+    let mut outer = event(1, 1, 101);
+    // Behind header, record header and key, the copy begins where the next block does.
+    let at = 4096 - 256 - hanaper_shards::record::HEADER_BYTES - outer.key.len();
+    outer.payload = vec![b' '; at + inner.len()];
+    outer.payload[at..].copy_from_slice(&inner);
+    hand.shards[0].batch(&[outer]);
+    hand.shards[0].batch(&[event(1, 2, 102)]);
+    hand.shards[0].stamp();
+    hand.die();
+    let whole = fs::read(hand.file(0, 0)).unwrap();
+    assert!(whole[12_288..16_384] == inner, "the copy stands where a batch could");
+    spoil_padding(&hand, 1);
+    let output = hand.beside("mended.segment");
+    let plan = recover::segment(hand.file(0, 0), &output, Mode::Conservative).unwrap();
+    assert_eq!(plan.steps.iter().map(|step| step.row).collect::<Vec<_>>(), ["PADDING"], "{plan:?}");
+    assert!(fs::read(&output).unwrap() == whole);
+}
+
+/// A footer that is not the one that was sealed stands in the way of readers: no loss is recovered by that.
+#[test]
+fn what_recover_leaves_to_a_hand_is_said() {
+    let hand = sample();
+    let path = hand.file(0, 1);
+    let bytes = fs::metadata(&path).unwrap().len();
+    overwrite(&path, bytes - 11, |bytes| bytes[0] ^= 1);
+    let (index, entry) = hand.shards[0].batches[2];
+    overwrite(&hand.file(0, index), entry.offset + 300, |bytes| bytes[0] ^= 1);
+    let plan = recover::write(hand.path(), Mode::Conservative).unwrap();
+    let by = |row| plan.steps.iter().find(|step| step.row == row).map(|step| step.by);
+    assert_eq!(by("BATCH-DIGEST"), Some(Who::Recover), "{plan:?}");
+    assert_eq!(by("FOOTER"), Some(Who::Hand), "{plan:?}");
+    let report = check(hand.path());
+    assert_eq!((report.failures, report.losses), (1, 1));
+}
+
 #[test]
 fn a_log_that_somebody_writes_to_is_left_alone() {
     let mut hand = Hand::new(1);
@@ -250,9 +400,14 @@ fn what_is_no_segment_is_refused() {
             recover::segment(&not, hand.beside("o"), Mode::Aggressive).unwrap_err().kind(),
             ErrorKind::Integrity
         );
-        assert_eq!(inspect_segment(&not).unwrap(), []);
+        let error = inspect_segment(&not).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
         assert!(!hand.beside("o").exists());
     }
+    // A spare is a segment file all the same, with nothing in it yet.
+    let spare = hand.beside("shard-0000-0000000009.segment");
+    fs::write(&spare, vec![0; 65_536]).unwrap();
+    assert_eq!(inspect_segment(&spare).unwrap(), []);
     let missing = recover::segment(hand.beside("nowhere"), hand.beside("o"), Mode::Conservative);
     assert_eq!(missing.unwrap_err().kind(), ErrorKind::Usage);
 }
@@ -264,6 +419,7 @@ fn inspect_tells_what_lies_where() {
     assert_eq!((log.owner_pid, log.generation, log.shards.len()), (None, 0, 1));
     let shard = &log.shards[0];
     assert_eq!((shard.durable_batch, shard.next_batch, shard.next_seq), (Some(19), 21, 40));
+    assert_eq!(log.primitive, None, "nobody has put on record how it was written");
     let states: Vec<_> = shard.segments.iter().map(|s| (s.index, s.state, s.batches, s.records)).collect();
     assert_eq!(
         states,

@@ -9,7 +9,7 @@ use hanaper::read::{
 };
 use serde::Serialize;
 
-use super::exit::{Exit, Failure, Outcome};
+use super::exit::{Exit, Failure, Outcome, say};
 use super::numbers::{grouped, hex, size};
 use super::table::table;
 use super::{Global, print_json, time};
@@ -17,7 +17,7 @@ use super::{Global, print_json, time};
 /// Show segments, states and watermarks; with SEGMENT, that segment's batches.
 ///
 /// For the log: its identity, who has it open, whether space is promised before events are
-/// accepted, and which way commits take. For each shard: how far it is durable, its segments,
+/// accepted, and which way commits took from its last opening on. For each shard: how far it is durable, its segments,
 /// and the tail that is not sealed yet. Judges nothing: that is what `verify` is for.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
@@ -52,6 +52,7 @@ struct LogObject<'a> {
 struct ShardObject<'a> {
     shard: u32,
     live: bool,
+    damage: Option<&'a str>,
     durable_batch: Option<u64>,
     next_batch: u64,
     next_seq: u64,
@@ -98,6 +99,7 @@ fn shard_object(shard: &ShardInspection) -> ShardObject<'_> {
     ShardObject {
         shard: shard.shard,
         live: shard.live,
+        damage: shard.damage.as_deref(),
         durable_batch: shard.durable_batch,
         next_batch: shard.next_batch,
         next_seq: shard.next_seq,
@@ -124,13 +126,20 @@ fn segment_object(segment: &SegmentInspection) -> SegmentObject<'_> {
 fn words(log: &Inspection) -> String {
     let mut text = format!(
         "log            {}\nlayout         generation {}, epoch {}\nowner          {}\n\
-         space_promise: {}\nprimitive      {}\n",
+         space promise  {}\nprimitive      {}\n",
         log.log_id,
         log.generation,
         log.epoch,
         log.owner_pid.map_or("nobody".to_owned(), |pid| format!("process {pid}")),
-        if log.space_promise { "yes" } else { "no" },
-        log.primitive.as_deref().unwrap_or("chosen when the log is opened"),
+        match log.space_promise {
+            true => "yes",
+            false => "no: what is prepared may not be there when it is written to",
+        },
+        match (&log.primitive, log.owner_pid) {
+            (Some(primitive), Some(_)) => primitive.clone(),
+            (Some(primitive), None) => format!("{primitive}, when it was last open"),
+            (None, _) => "not known: no opening has said so yet".to_owned(),
+        },
     );
     for shard in &log.shards {
         text.push_str(&format!(
@@ -139,12 +148,16 @@ fn words(log: &Inspection) -> String {
             if shard.live { "" } else { " (closed by a reshard)" },
             match shard.durable_batch {
                 Some(batch) => format!("known durable up to batch {}", grouped(batch)),
+                None if shard.damage.is_some() => "how far it is durable is not known".to_owned(),
                 None => "nothing durable yet".to_owned(),
             },
             grouped(shard.next_batch),
             grouped(shard.next_seq),
             size(shard.unsealed_bytes),
         ));
+        if let Some(damage) = &shard.damage {
+            text.push_str(&format!("damage: {damage} (`hanaper verify` lists all there is)\n"));
+        }
         let rows: Vec<Vec<String>> = shard
             .segments
             .iter()
@@ -209,6 +222,9 @@ fn batches(global: &Global, segment: &Path) -> Outcome {
             ]
         })
         .collect();
+    if rows.is_empty() {
+        say(format!("{}: no batch is in it", segment.display()));
+    }
     print(&table(
         &["batch", "offset", "bytes", "first seq", "records", "durable", "from", "digest", "state"],
         &rows,

@@ -4,9 +4,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::{Args, Command, CommandFactory};
+use serde::Serialize;
 
-use super::Cli;
 use super::exit::{Exit, Failure, Outcome, plain};
+use super::{Cli, Global, print_json};
 
 /// Print the man pages.
 ///
@@ -25,7 +26,17 @@ pub struct ManArgs {
     out: Option<PathBuf>,
 }
 
-pub fn run(args: ManArgs) -> Outcome {
+/// A page that was printed or written.
+#[derive(Serialize)]
+struct Page {
+    page: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+}
+
+pub fn run(global: &Global, args: ManArgs) -> Outcome {
     let mut root = Cli::command();
     root.build();
     let Some(out) = args.out else {
@@ -35,24 +46,45 @@ pub fn run(args: ManArgs) -> Outcome {
                 Failure::usage(format!("{verb}: there is no such verb; see `hanaper --help`"))
             })?,
         };
-        let page = page(command).map_err(Failure::stdout)?;
-        io::stdout().write_all(&page).map_err(Failure::stdout)?;
+        let text = page(command).map_err(Failure::stdout)?;
+        match global.json {
+            true => {
+                let text = Some(String::from_utf8(text).expect("a page is text"));
+                print_json(&Page { page: page_name(command), text, path: None })?;
+            }
+            false => io::stdout().write_all(&text).map_err(Failure::stdout)?,
+        }
         return Ok(Exit::Done);
     };
-    let write = |name: String, command: &Command| {
-        let path = out.join(format!("{name}.1"));
+    let write = |command: &Command| {
+        let path = out.join(page_name(command));
         page(command).and_then(|page| std::fs::write(&path, page)).map_err(|error| {
             Failure::new(Exit::Io, format!("{}: cannot be written: {}", path.display(), plain(&error)))
-        })
+        })?;
+        match global.json {
+            true => {
+                let path = Some(path.display().to_string());
+                print_json(&Page { page: page_name(command), text: None, path })
+            }
+            false => Ok(()),
+        }
     };
     std::fs::create_dir_all(&out).map_err(|error| {
         Failure::new(Exit::Io, format!("{}: cannot be made: {}", out.display(), plain(&error)))
     })?;
-    write("hanaper".to_owned(), &root)?;
+    write(&root)?;
     for command in root.get_subcommands().filter(|command| command.get_name() != "help") {
-        write(format!("hanaper-{}", command.get_name()), command)?;
+        write(command)?;
     }
     Ok(Exit::Done)
+}
+
+/// `hanaper.1`, `hanaper-append.1`
+fn page_name(command: &Command) -> String {
+    match command.get_name() {
+        "hanaper" => "hanaper.1".to_owned(),
+        verb => format!("hanaper-{verb}.1"),
+    }
 }
 
 /// The page of a command that was built: its display name is then `hanaper-VERB`, by which man

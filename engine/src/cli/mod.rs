@@ -28,7 +28,7 @@ use clap::error::ErrorKind as ClapErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use hanaper::{Backend, Builder, Driver, FailurePolicy};
 
-use crate::settings::{Origin, Settings};
+use crate::settings::{KEYS, Origin, Settings, nearest};
 use exit::{Exit, Failure, Outcome, say};
 
 #[derive(Debug, Parser)]
@@ -267,6 +267,10 @@ pub fn run() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Outcome {
     let global = &cli.global;
+    // A program of another name may have variables of its own.
+    if !matches!(cli.verb, Verb::External(_)) {
+        known_variables(std::env::vars_os())?;
+    }
     match cli.verb {
         Verb::Append(args) => append::run(global, args),
         Verb::Replay(args) => replay::run(global, args),
@@ -275,10 +279,30 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Recover(args) => recover::run(global, args),
         Verb::Config(args) => config::run(global, args),
         Verb::Try(args) => r#try::run(global, args),
-        Verb::Completions(args) => completions::run(args),
-        Verb::Man(args) => man::run(args),
+        Verb::Completions(args) => completions::run(global, args),
+        Verb::Man(args) => man::run(global, args),
         Verb::External(words) => external::run(global, &words),
     }
+}
+
+/// A misspelt variable would otherwise be a setting that silently does nothing, as a misspelt key in
+/// `hanaper.toml` would. One that is set to nothing counts as not set.
+fn known_variables(set: impl Iterator<Item = (OsString, OsString)>) -> Result<(), Failure> {
+    let mut known: Vec<String> = vec!["HANAPER_LOG".to_owned(), "HANAPER_CONFIG".to_owned()];
+    known.extend(KEYS.iter().map(|key| key.variable()));
+    let mut unknown: Vec<String> = set
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(name, _)| name.to_string_lossy().into_owned())
+        .filter(|name| name.starts_with("HANAPER_") && !known.contains(name))
+        .collect();
+    unknown.sort();
+    let Some(name) = unknown.first() else { return Ok(()) };
+    let hint = nearest(name, known.iter().map(String::as_str))
+        .map(|near| format!(" (did you mean {near}?)"))
+        .unwrap_or_default();
+    Err(Failure::usage(format!(
+        "{name}: there is no such variable{hint}; unset it (`hanaper config --help` lists them all)"
+    )))
 }
 
 /// One object on a line of its own.
@@ -352,6 +376,28 @@ mod tests {
                 key.name
             );
         }
+    }
+
+    /// A variable that does nothing must not look as if it did.
+    #[test]
+    fn a_misspelt_variable_is_refused_with_the_nearest_one() {
+        let check = |name: &str, value: &str| {
+            let failed = known_variables([(name.into(), value.into())].into_iter());
+            failed.err().and_then(|failure| failure.message)
+        };
+        for (wrong, right) in [
+            ("HANAPER_SHARD", "HANAPER_SHARDS"),
+            ("HANAPER_LGO", "HANAPER_LOG"),
+            ("HANAPER_SEGMENT_BYTE", "HANAPER_SEGMENT_BYTES"),
+        ] {
+            let message = check(wrong, "2").unwrap();
+            assert!(message.contains(&format!("{wrong}: there is no such variable (did you mean {right}?)")));
+        }
+        assert!(!check("HANAPER_WEATHER_REPORT", "1").unwrap().contains("did you mean"));
+        for fine in ["HANAPER_LOG", "HANAPER_CONFIG", "HANAPER_PIN", "HANAPERS", "PATH"] {
+            assert_eq!(check(fine, "x"), None);
+        }
+        assert_eq!(check("HANAPER_SHARD", ""), None);
     }
 
     #[test]

@@ -17,6 +17,9 @@ use super::{Global, time};
 /// of shards: after `append FILE`, `replay --output raw` gives FILE. Reads a live log, a copy or a
 /// read-only mount; never writes.
 ///
+/// Losses that are on record (see `hanaper recover`) are stepped over, each is said, and the exit code
+/// is 3.
+///
 /// Raw output ends each event with an LF, unless `append` found none behind it. An event that itself
 /// holds an LF (none made by `append` does) reads as two lines: take ndjson where that matters.
 #[derive(Debug, Args)]
@@ -62,6 +65,11 @@ enum Form {
 
 pub fn run(global: &Global, args: ReplayArgs) -> Outcome {
     let log = global.need_log()?;
+    if global.json && args.output == Some(Form::Raw) {
+        return Err(Failure::usage(
+            "--json and --output raw: raw is no JSON; leave --json out, or say --output ndjson or --output json",
+        ));
+    }
     let form = args.output.unwrap_or(if global.json { Form::Ndjson } else { Form::Raw });
     let instant =
         |flag, text: &Option<String>| text.as_deref().map(|text| time::parse(flag, text)).transpose();
@@ -112,7 +120,10 @@ pub fn run(global: &Global, args: ReplayArgs) -> Outcome {
     for notice in reader.notices() {
         say(notice);
     }
-    printed.map(|()| Exit::Done)
+    printed?;
+    // What came out is whole but for what is on record as lost, which was said.
+    let losses = reader.losses(args.shard).map_err(super::read_failure)?;
+    Ok(if losses.is_empty() { Exit::Done } else { Exit::Loss })
 }
 
 fn print(out: &mut impl Write, form: Form, record: &OwnedRecord, first: bool) -> io::Result<()> {

@@ -112,7 +112,9 @@ pub fn run(global: &Global, args: TryArgs) -> Outcome {
         None => Source::Sample(SAMPLE),
         Some(file) if file.as_os_str() == "-" || !file.metadata().is_ok_and(|m| is_again(&m)) => {
             // The sentence of a missing file or a folder is the better one.
-            Source::File(file.clone()).open()?;
+            if file.as_os_str() != "-" {
+                Source::File(file.clone()).open()?;
+            }
             return Err(Failure::usage(format!(
                 "{}: `try` reads its input twice, to compare; name a regular file, or use \
                  `hanaper append`",
@@ -182,7 +184,7 @@ pub fn run(global: &Global, args: TryArgs) -> Outcome {
     let started = Instant::now();
     let mut findings = Vec::new();
     let report = verify::check(&folder.path, None, &mut |finding| {
-        findings.push(format!("{} {}: {}", finding.verdict, finding.place, finding.meaning));
+        findings.push(format!("{} {}: {}", finding.verdict, finding.place, verify::meaning(&finding)));
     })?;
     for finding in &findings {
         tell.line(&format!("         {finding}"))?;

@@ -52,6 +52,8 @@ struct SummaryLine {
     records: u64,
     bytes: u64,
     failures: u64,
+    /// How many of the failures are parts that were not looked at.
+    unchecked: u64,
     losses: u64,
     acks: u64,
     unstamped_batches: u64,
@@ -76,23 +78,29 @@ pub fn run(global: &Global, args: VerifyArgs) -> Outcome {
     if let Some(acks) = &args.acks
         && let Err(error) = std::fs::File::open(acks)
     {
-        let error = super::exit::plain(&error);
-        return Err(Failure::usage(format!("--acks {}: {error}", acks.display())));
+        let why = match error.kind() {
+            io::ErrorKind::NotFound => "there is no such file".to_owned(),
+            _ => super::exit::plain(&error),
+        };
+        return Err(Failure::usage(format!("--acks {}: {why}", acks.display())));
     }
     let with_acks = args.acks.is_some();
     let mut broken: Option<io::Error> = None;
+    let mut unchecked = 0;
     let mut out = io::stdout().lock();
     let report = check(&log, args.acks, &mut |finding| {
+        unchecked += u64::from(finding.fails && finding.verdict == NOT_COVERED);
+        let meaning = meaning(&finding);
         let result = match global.json {
             true => serde_json::to_string(&FindingLine {
                 verdict: finding.verdict,
                 place: &finding.place,
-                meaning: &finding.meaning,
+                meaning,
                 fails: finding.fails,
             })
             .map_err(io::Error::from)
             .and_then(|line| writeln!(out, "{line}")),
-            false => writeln!(out, "{} {}: {}", finding.verdict, finding.place, finding.meaning),
+            false => writeln!(out, "{} {}: {meaning}", finding.verdict, finding.place),
         };
         if let Err(error) = result {
             broken.get_or_insert(error);
@@ -102,10 +110,10 @@ pub fn run(global: &Global, args: VerifyArgs) -> Outcome {
     let exit = if report.failures > 0 { Exit::Violation } else { Exit::Done };
     let printed = match (broken, global.json) {
         (Some(error), _) => Err(error),
-        (None, true) => serde_json::to_string(&summary(&report))
+        (None, true) => serde_json::to_string(&summary(&report, unchecked))
             .map_err(io::Error::from)
             .and_then(|line| writeln!(out, "{line}")),
-        (None, false) => write!(out, "{}", words(&report, with_acks)),
+        (None, false) => write!(out, "{}", words(&report, unchecked, with_acks)),
     };
     match printed {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe && exit == Exit::Done => {
@@ -115,7 +123,17 @@ pub fn run(global: &Global, args: VerifyArgs) -> Outcome {
     }
 }
 
-fn summary(report: &Report) -> SummaryLine {
+/// The verdict that something was not looked at: it fails, and is no violation by itself.
+const NOT_COVERED: &str = "NOT-COVERED";
+
+/// What a finding means, without the verdict and the place where its words begin with them again: what
+/// cannot be read tells its place by itself.
+pub fn meaning(finding: &Finding) -> &str {
+    let again = format!("{} {}: ", finding.verdict, finding.place);
+    finding.meaning.strip_prefix(&again).unwrap_or(&finding.meaning)
+}
+
+fn summary(report: &Report, unchecked: u64) -> SummaryLine {
     SummaryLine {
         result: if report.failures > 0 { "violated" } else { "self-consistent" },
         shards: u64::from(report.shards),
@@ -124,6 +142,7 @@ fn summary(report: &Report) -> SummaryLine {
         records: report.records,
         bytes: report.bytes,
         failures: report.failures,
+        unchecked,
         losses: report.losses,
         acks: report.acks,
         unstamped_batches: report.unstamped_batches,
@@ -133,10 +152,11 @@ fn summary(report: &Report) -> SummaryLine {
 }
 
 /// What was covered, what was not, and the anchor.
-fn words(report: &Report, with_acks: bool) -> String {
+fn words(report: &Report, unchecked: u64, with_acks: bool) -> String {
     let mut text = String::new();
-    let verdict = match report.failures {
-        0 => "the log is self-consistent".to_owned(),
+    let verdict = match report.failures - unchecked.min(report.failures) {
+        0 if report.failures == 0 => "the log is self-consistent".to_owned(),
+        0 => "the log could not be checked as a whole".to_owned(),
         n => format!("{} found: the log is not as it was written", count(n, "violation")),
     };
     text.push_str(&format!("{verdict}\n"));
@@ -154,13 +174,17 @@ fn words(report: &Report, with_acks: bool) -> String {
         },
     ));
     let mut missing = Vec::new();
+    if unchecked > 0 {
+        missing.push(format!("{} that is named above ({NOT_COVERED})", count(unchecked, "part")));
+    }
     if report.losses > 0 {
         missing
             .push(format!("{} on record: what was lost is not there to check", count(report.losses, "loss")));
     }
     if report.unstamped_batches > 0 {
+        let have = if report.unstamped_batches == 1 { "has" } else { "have" };
         missing.push(format!(
-            "{} at the end have no later stamp: had they rotted, it would look like a torn tail",
+            "{} at the end {have} no later stamp: had they rotted, it would look like a torn tail",
             count(report.unstamped_batches, "batch")
         ));
     }
@@ -187,10 +211,33 @@ mod tests {
     #[test]
     fn without_an_anchor_nothing_is_called_verified() {
         let report = Report { shards: 1, records: 5, ..Report::default() };
-        let text = words(&report, false);
+        let text = words(&report, 0, false);
         assert!(text.contains("self-consistent"), "{text}");
         assert!(text.contains("anchor: none"), "{text}");
         assert!(!text.to_lowercase().contains("verified"), "{text}");
-        assert!(!words(&Report { failures: 1, ..report }, false).contains("is self-consistent\n"));
+        assert!(!words(&Report { failures: 1, ..report }, 0, false).contains("is self-consistent\n"));
+    }
+
+    /// What was not looked at is counted as that, and not as one more violation.
+    #[test]
+    fn what_was_not_covered_is_no_violation_of_its_own() {
+        let report = Report { shards: 1, failures: 2, ..Report::default() };
+        let text = words(&report, 1, false);
+        assert!(text.starts_with("1 violation found"), "{text}");
+        assert!(text.contains("not covered: 1 part that is named above"), "{text}");
+        let text = words(&report, 2, false);
+        assert!(text.starts_with("the log could not be checked as a whole"), "{text}");
+    }
+
+    #[test]
+    fn a_finding_says_its_verdict_and_place_once() {
+        let finding = |meaning: &str| Finding {
+            verdict: "MANIFEST",
+            place: "log.manifest".to_owned(),
+            meaning: meaning.to_owned(),
+            fails: true,
+        };
+        assert_eq!(meaning(&finding("MANIFEST log.manifest: entry 0 is gone")), "entry 0 is gone");
+        assert_eq!(meaning(&finding("entry 0 is gone")), "entry 0 is gone");
     }
 }

@@ -4,7 +4,8 @@
 //! {"line":12,"shard":0,"seq":5,"batch":"4f…"}
 //! ```
 //! Each says: the record with this sequence of this shard is durable, in the batch with this digest.
-//! Other fields are ignored. A last line without its end was torn by a crash of whoever kept them, and
+//! Other fields are ignored. The summary with which `append --acks --json` ends says nothing of single records,
+//! and is passed over. A last line without its end was torn by a crash of whoever kept them, and
 //! says nothing.
 
 use std::collections::BTreeMap;
@@ -109,6 +110,10 @@ pub(crate) fn read(path: &Path) -> Result<(BTreeMap<u32, ShardAcks>, u64), ReadE
     let name = path.display().to_string();
     let file = File::open(path)
         .map_err(|error| ReadError::Argument { name: name.clone(), why: error.to_string() })?;
+    if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
+        let why = "it is a folder; name the file that `append --acks` printed".to_owned();
+        return Err(ReadError::Argument { name, why });
+    }
     from_lines(&mut BufReader::with_capacity(256 << 10, file), &name)
 }
 
@@ -132,7 +137,9 @@ fn from_lines(input: &mut dyn BufRead, name: &str) -> Result<(BTreeMap<u32, Shar
                 shards.entry(shard).or_default().add(seq, digest);
                 count += 1;
             }
-            None if !whole && line.len() < LINE_BYTES_MAX as usize => break,
+            None if is_summary(text) => {}
+            // Only the beginning of an acknowledgement is one that was torn.
+            None if !whole && line.len() < LINE_BYTES_MAX as usize && text[0] == b'{' => break,
             None => {
                 return Err(ReadError::Argument {
                     name: name.to_owned(),
@@ -147,24 +154,41 @@ fn from_lines(input: &mut dyn BufRead, name: &str) -> Result<(BTreeMap<u32, Shar
 
 /// One acknowledgement out of one JSON object.
 fn ack(line: &[u8]) -> Option<(u32, u64, Digest)> {
-    let text = std::str::from_utf8(line).ok()?;
     let (mut shard, mut seq, mut batch) = (None, None, None);
+    fields(line, &mut |key, value| match key {
+        "shard" => shard = value.parse().ok(),
+        "seq" => seq = value.parse().ok().filter(|&seq: &u64| seq < u64::MAX),
+        "batch" => batch = string(value).and_then(|(hex, _)| unhex(hex)),
+        _ => {}
+    })?;
+    Some((shard?, seq?, batch?))
+}
+
+/// Whether this is the summary of an `append`, whole: how many events, how fast, and no single one.
+fn is_summary(line: &[u8]) -> bool {
+    let mut seen = (false, false, false);
+    let whole = fields(line, &mut |key, _| match key {
+        "events" => seen.0 = true,
+        "events_per_s" => seen.1 = true,
+        "seq" | "batch" => seen.2 = true,
+        _ => {}
+    });
+    whole.is_some() && seen == (true, true, false)
+}
+
+/// The fields of one JSON object; `None` if it is none.
+fn fields<'a>(line: &'a [u8], visit: &mut dyn FnMut(&'a str, &'a str)) -> Option<()> {
+    let text = std::str::from_utf8(line).ok()?;
     let mut rest = text.strip_prefix('{')?.trim_start();
     loop {
         let (key, after) = string(rest)?;
         let after = after.trim_start().strip_prefix(':')?.trim_start();
         let (value, after) = value(after)?;
-        match key {
-            "shard" => shard = value.parse().ok(),
-            "seq" => seq = value.parse().ok().filter(|&seq: &u64| seq < u64::MAX),
-            "batch" => batch = string(value).and_then(|(hex, _)| unhex(hex)),
-            _ => {}
-        }
+        visit(key, value);
         rest = after.trim_start();
         match rest.strip_prefix(',') {
             Some(more) => rest = more.trim_start(),
-            None if rest == "}" => return Some((shard?, seq?, batch?)),
-            None => return None,
+            None => return (rest == "}").then_some(()),
         }
     }
 }
@@ -266,6 +290,35 @@ mod tests {
             Err(ReadError::Argument { .. })
         ));
         assert!(matches!(read_text("something else\n"), Err(ReadError::Argument { .. })));
+    }
+
+    /// `append --acks --json > acks` ends with its summary; several runs may stand in one file.
+    #[test]
+    fn the_summary_of_an_append_is_passed_over() {
+        let summary =
+            "{\"events\":1,\"bytes\":3,\"shards\":2,\"seconds\":0.1,\"events_per_s\":10.0,\"refused\":0}\n";
+        let good = line(0, 0, 1);
+        assert_eq!(read_text(&format!("{good}{summary}")).unwrap().1, 1);
+        assert_eq!(read_text(&format!("{good}{summary}{}{summary}", line(1, 4, 2))).unwrap().1, 2);
+        assert_eq!(read_text(&format!("{good}{}", &summary[..20])).unwrap().1, 1, "torn");
+        for other in ["{\"events\":1}\n", "{\"events\":1,\"events_per_s\":1,\"seq\":5}\n", "[1]\n"] {
+            assert!(
+                matches!(read_text(&format!("{good}{other}")), Err(ReadError::Argument { .. })),
+                "{other}"
+            );
+        }
+    }
+
+    /// A file that was never one of acknowledgements must not pass for one that was torn.
+    #[test]
+    fn a_last_line_of_something_else_is_an_error() {
+        for other in ["hello", "17"] {
+            assert!(matches!(read_text(other), Err(ReadError::Argument { .. })), "{other}");
+            assert!(
+                matches!(read_text(&(line(0, 0, 1) + other)), Err(ReadError::Argument { .. })),
+                "{other}"
+            );
+        }
     }
 
     #[test]

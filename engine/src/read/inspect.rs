@@ -1,19 +1,21 @@
 //! What lies where, in plain structs. Judges nothing: [`super::verify`] does.
 
 use std::path::Path;
+use std::sync::Mutex;
 
 use hanaper_shards::batch::Digest;
 use hanaper_shards::io::{Access, Disk};
-use hanaper_shards::manifest::{Sealed, SegmentState, hex};
+use hanaper_shards::manifest::{LogLine, LogState, Sealed, SegmentState, hex};
 use hanaper_shards::segment::footer::IndexEntry;
 use hanaper_shards::segment::header::Found;
-use hanaper_shards::segment::paths;
+use hanaper_shards::segment::paths::{self, Name};
 use hanaper_shards::segment::scan::scan;
 use hanaper_shards::wal::chain::{self, UnusedKind};
 
 use super::disk::ReadOnly;
 use super::promise;
 use super::view::View;
+use super::{Kind, Reader, Select};
 use crate::error::ReadError;
 use crate::lock::Owner;
 
@@ -30,7 +32,7 @@ pub struct Inspection {
     pub owner_pid: Option<u32>,
     /// Whether the file system keeps the space that was prepared for the log.
     pub space_promise: bool,
-    /// How commits reach the disk; known only to whoever has it open.
+    /// How commits reach the disk, as its last opening put it on record; `None` if nothing says so (yet).
     pub primitive: Option<String>,
     /// Its shards, those of earlier layouts included.
     pub shards: Vec<ShardInspection>,
@@ -43,6 +45,9 @@ pub struct ShardInspection {
     pub shard: u32,
     /// Whether it belongs to the layout in force.
     pub live: bool,
+    /// What keeps its chain from being followed to the end, if something does: then the numbers below say
+    /// only how far it was followed.
+    pub damage: Option<String>,
     /// The last batch that is known to be durable.
     pub durable_batch: Option<u64>,
     /// Number of the next batch.
@@ -114,6 +119,7 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection, ReadError> {
         let view = View::take(&disk, place, &log)?;
         shards.push(shard(&disk, &view, place.generation == log.layout().generation)?);
     }
+    let primitive = primitive(&disk, &log)?;
     let a_segment =
         shards.iter().flat_map(|s: &ShardInspection| &s.segments).next().map(|s| disk.path().join(&s.name));
     Ok(Inspection {
@@ -122,9 +128,44 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection, ReadError> {
         epoch: log.epoch,
         owner_pid: held.then(|| Owner::read(disk.path()).map_or(log.pid, |owner| owner.pid)),
         space_promise: promise::is_kept(disk.path(), a_segment.as_deref()),
-        primitive: None,
+        primitive,
         shards,
     })
+}
+
+/// What the newest opening said of itself. Each shard of the layout has its control record
+/// `opened epoch=… primitive=…`, among the first that it wrote then; times lead to it without reading
+/// what is older.
+fn primitive(disk: &ReadOnly, log: &LogState) -> Result<Option<String>, ReadError> {
+    /// How far a wall clock may have been set back between the manifest's line and the record.
+    const STEP_NS: i64 = 1_000_000_000;
+    /// So many records are looked through, lest a wall clock that stepped makes it a search of the whole log.
+    const RECORDS_MAX: usize = 10_000;
+    let (_, contents) = super::view::log_state(disk)?;
+    let opened = contents.lines.iter().rev().find_map(|line| match LogLine::read(line) {
+        Ok(LogLine::Opened { epoch, wall, .. }) => Some((epoch, wall)),
+        _ => None,
+    });
+    let Some((epoch, wall)) = opened else { return Ok(None) };
+    let start = format!("opened epoch={epoch} ");
+    let reader = Reader { disk: disk.clone(), log: log.clone(), notices: Mutex::default() };
+    for shard in log.layout().shards() {
+        let from_wall_ns = Some(wall.saturating_sub(STEP_NS));
+        let select = Select { from_wall_ns, shard: Some(shard), control: true, ..Select::default() };
+        // Damage is for others to tell: what comes before it may do.
+        let records = reader.replay(select).take(RECORDS_MAX).map_while(Result::ok);
+        let found = records.filter(|record| record.kind == Kind::Control).find_map(|record| {
+            let text = String::from_utf8(record.payload).ok()?;
+            text.strip_prefix(&start)?
+                .split(' ')
+                .find_map(|f| f.strip_prefix("primitive="))
+                .map(str::to_owned)
+        });
+        if found.is_some() {
+            return Ok(found);
+        }
+    }
+    Ok(None)
 }
 
 fn shard(disk: &ReadOnly, view: &View, live: bool) -> Result<ShardInspection, ReadError> {
@@ -138,6 +179,11 @@ fn shard(disk: &ReadOnly, view: &View, live: bool) -> Result<ShardInspection, Re
     indexes.sort_unstable();
     indexes.dedup();
     let sizes = disk.list().map_err(failed())?;
+    let manifest = paths::shard_manifest(shard);
+    let damage = match sizes.iter().any(|e| e.name == manifest) || indexes.is_empty() {
+        true => examined.damage.first().map(|d| format!("{} {}: {}", d.verdict, d.place, d.meaning)),
+        false => Some(format!("MISSING {manifest}: it is gone, and nothing else says what must be there")),
+    };
     for index in indexes {
         let name = paths::segment(shard, index);
         let bytes = sizes.iter().find(|e| e.name == name).map(|e| e.bytes);
@@ -189,6 +235,7 @@ fn shard(disk: &ReadOnly, view: &View, live: bool) -> Result<ShardInspection, Re
     Ok(ShardInspection {
         shard,
         live,
+        damage,
         durable_batch: examined.watermark.checked_sub(1),
         next_batch: examined.chain.number,
         next_seq: examined.chain.seq,
@@ -227,7 +274,7 @@ fn describe(entries: &[IndexEntry], found: &mut SegmentInspection) {
     found.to_wall_ns = with_records().map(|e| e.wall_ns(e.time_max)).max();
 }
 
-/// Looks at one segment file, wherever it is: every batch header in it, in order of offset.
+/// Looks at one segment file, wherever it is: every batch header in it, in order of offset. A spare has none.
 pub fn inspect_segment(path: impl AsRef<Path>) -> Result<Vec<BatchInspection>, ReadError> {
     let path = path.as_ref();
     let (disk, name) = super::segment_file(path)?;
@@ -239,8 +286,18 @@ pub fn inspect_segment(path: impl AsRef<Path>) -> Result<Vec<BatchInspection>, R
     let found = scan(&disk, &file, until, &mut |_, _| {}).map_err(failed())?;
     let header = match &found.header {
         Found::Good(header) => Some(header),
-        _ => None,
+        Found::Unknown(version) => {
+            let why = format!("format version {version} is newer than this program knows");
+            return Err(ReadError::Newer { name: path.display().to_string(), why });
+        }
+        Found::Blank | Found::Bad => None,
     };
+    let spare =
+        found.nonblank_end == 0 && file_bytes > 0 && matches!(paths::parse(&name), Name::Segment { .. });
+    if header.is_none() && found.seen.is_empty() && !spare {
+        let why = "it is not a segment file: neither a segment's header nor any batch is in it".to_owned();
+        return Err(ReadError::Argument { name: path.display().to_string(), why });
+    }
     let batches = found.seen.iter().map(|seen| {
         let h = &seen.header;
         let entry = IndexEntry::new(seen.offset, h, seen.digest.unwrap_or_default());

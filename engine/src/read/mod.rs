@@ -12,7 +12,9 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
-use hanaper_shards::manifest::LogState;
+use hanaper_shards::io::{Disk, Entry};
+use hanaper_shards::manifest::{LogState, ShardManifest};
+use hanaper_shards::segment::paths::{self, Name};
 use hanaper_shards::wal::chain::Place;
 
 pub(crate) mod acks;
@@ -121,6 +123,16 @@ impl Reader {
         Ok(ShardRecords::new(self.shard_reader(place, wanted)))
     }
 
+    /// Losses on record, as a shard and its records: what replay steps over. Of one shard, or of all.
+    pub fn losses(&self, shard: Option<u32>) -> Result<Vec<(u32, Range<u64>)>, Error> {
+        let mut losses = Vec::new();
+        for place in places(&self.log).filter(|p| shard.is_none_or(|shard| shard == p.shard)) {
+            let manifest = ShardManifest::read(&self.disk, place)?;
+            losses.extend(manifest.losses.into_iter().map(|loss| (place.shard, loss.seqs)));
+        }
+        Ok(losses)
+    }
+
     /// What people should know about how it was read: losses that were stepped over, a folder that
     /// could not be synced.
     pub fn notices(&self) -> Vec<String> {
@@ -141,20 +153,44 @@ impl Reader {
 /// Opens the folder of a log and reads its manifest.
 pub(crate) fn open(path: &Path) -> Result<(ReadOnly, LogState), Error> {
     let disk = folder(path)?;
-    let (log, _) = view::log_state(&disk)?;
-    Ok((disk, log))
+    match view::log_state(&disk) {
+        Ok((log, _)) => Ok((disk, log)),
+        Err(Error::NotALog { .. }) if was_a_log(path) => Err(Error::Damaged {
+            verdict: "MISSING",
+            place: paths::LOG_MANIFEST.to_owned(),
+            meaning:
+                "the folder has segments of a log, and the manifest that says which must be there is gone"
+                    .to_owned(),
+        }),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a folder without a whole `log.manifest` has files that only a log has.
+pub(crate) fn was_a_log(path: &Path) -> bool {
+    let ours = |entry: Entry| {
+        matches!(paths::parse(&entry.name), Name::Segment { .. } | Name::ShardManifest { .. })
+            && entry.bytes > 0
+    };
+    ReadOnly::open(path).and_then(|disk| disk.list()).is_ok_and(|all| all.into_iter().any(ours))
 }
 
 /// A segment file somewhere: its folder, and its name there.
 pub(crate) fn segment_file(path: &Path) -> Result<(ReadOnly, String), Error> {
     let named = || path.display().to_string();
     let not_one = |why: &str| Error::Argument { name: named(), why: why.to_owned() };
+    if path.is_dir() {
+        return Err(not_one("it is a folder, not a segment file; a log's folder is named with --log"));
+    }
     let name =
         path.file_name().and_then(|name| name.to_str()).ok_or_else(|| not_one("not the name of a file"))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let disk = ReadOnly::for_file(folder, name).map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => not_one("no such file"),
-        std::io::ErrorKind::InvalidInput => not_one("not a segment file"),
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => not_one("there is no such file"),
+        std::io::ErrorKind::InvalidInput => not_one("it is not a segment file"),
+        _ if error.raw_os_error() == Some(libc::ELOOP) => {
+            not_one("it is a symbolic link; name the file itself")
+        }
         _ => Error::io(named())(error),
     })?;
     Ok((disk, name.to_owned()))
@@ -162,10 +198,10 @@ pub(crate) fn segment_file(path: &Path) -> Result<(ReadOnly, String), Error> {
 
 pub(crate) fn folder(path: &Path) -> Result<ReadOnly, Error> {
     use std::io::ErrorKind::{NotADirectory, NotFound};
+    let not_a_log = |why: &str| Error::NotALog { path: path.display().to_string(), why: why.to_owned() };
     ReadOnly::open(path).map_err(|error| match error.kind() {
-        NotFound | NotADirectory => {
-            Error::NotALog { path: path.display().to_string(), why: error.to_string() }
-        }
+        NotFound => not_a_log("there is no such folder"),
+        NotADirectory => not_a_log("it is not a folder"),
         _ => Error::io(path.display().to_string())(error),
     })
 }

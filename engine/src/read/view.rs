@@ -107,9 +107,6 @@ impl View {
     /// A view, and whether the shard stood still meanwhile.
     fn once(disk: &ReadOnly, place: Place, expected: Expected) -> Result<(View, Still), ReadError> {
         let failed = || ReadError::io(format!("shard {}", place.shard));
-        if expected.manifest {
-            must_exist(disk, &paths::shard_manifest(place.shard))?;
-        }
         let before = ShardManifest::read(disk, place)?;
         let live_before = is_live(disk, place.shard, &before).map_err(failed())?;
         let mut notices = Vec::new();
@@ -129,6 +126,14 @@ impl View {
         let is_live = live || live_before;
         if !is_live {
             examined.compare(place, &before, &expected);
+        }
+        if expected.manifest && !exists(disk, &paths::shard_manifest(place.shard))? {
+            examined.damage.push(Damage {
+                verdict: "MISSING",
+                place: paths::shard_manifest(place.shard),
+                meaning: "the shard's manifest is gone, although the log has been open with it".to_owned(),
+                loss: None,
+            });
         }
         let still = match live == live_before {
             false => Still::Opened,
@@ -182,15 +187,10 @@ impl View {
     }
 }
 
-/// Without its manifest nobody knows what a shard must hold.
-fn must_exist(disk: &ReadOnly, name: &str) -> Result<(), ReadError> {
+fn exists(disk: &ReadOnly, name: &str) -> Result<bool, ReadError> {
     match disk.open(name, Access::Read) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ReadError::Damaged {
-            verdict: "MISSING",
-            place: name.to_owned(),
-            meaning: "the shard's manifest is gone, although the log has been open with it".to_owned(),
-        }),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(ReadError::io(name)(error)),
     }
 }

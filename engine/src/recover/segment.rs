@@ -1,8 +1,8 @@
 //! Mends one segment file into a new one.
 //!
-//! Batches that digests prove come out byte for byte where they stood; what is lost is zeros. The footer is
-//! built anew from them: if no batch is lost it is the very footer that the manifest sealed, and the new
-//! file can take the old one's place.
+//! Batches that digests prove come out byte for byte where they stood, with zeros in their padding, whatever
+//! was in it; what is lost is zeros. The footer is built anew from them: if no batch is lost it is the very
+//! footer that the manifest sealed, and the new file can take the old one's place.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use hanaper_shards::aligned::AlignedBuf;
-use hanaper_shards::batch::{HEADER_BYTES, Incarnation};
+use hanaper_shards::batch::{self, BatchFault, DIGEST_BYTES, HEADER_BYTES, Incarnation};
 use hanaper_shards::io::disk::FolderFile;
 use hanaper_shards::io::{Access, Disk};
 use hanaper_shards::manifest::{Loss, ShardState, hex};
@@ -21,7 +21,7 @@ use hanaper_shards::segment::scan::{Scan, scan};
 use hanaper_shards::wal::chain::{self, Chain, Damage, Place, Walk};
 use hanaper_shards::wal::table::{Action, By};
 
-use super::{Mode, Plan, Step};
+use super::{Mode, Plan, Step, Who};
 use crate::error::ReadError;
 use crate::read::disk::ReadOnly;
 use crate::read::{self, OwnedRecord};
@@ -137,7 +137,8 @@ impl Source {
         let file_bytes = self.disk.bytes(&self.file)?;
         let footer = chain::read_footer(&self.disk, &self.file, file_bytes)?;
         let sealed_end = footer.as_ref().ok().map(|(summary, ..)| summary.end);
-        let found = scan(&self.disk, &self.file, sealed_end.unwrap_or(u64::MAX), &mut |_, _| {})?;
+        let mut found = scan(&self.disk, &self.file, sealed_end.unwrap_or(u64::MAX), &mut |_, _| {})?;
+        let padded = self.forgive_padding(&mut found)?;
         let Found::Good(header) = &found.header else {
             return Err(Failure::Read(ReadError::Damaged {
                 verdict: "SEGMENT-HEADER",
@@ -149,6 +150,19 @@ impl Source {
         let mut plan = Plan::default();
         let (walk, losses) =
             self.walk(header, &found, footer.as_ref().ok().map(|(summary, ..)| summary), &mut plan);
+        for entry in walk.entries.iter().filter(|e| padded.contains(&e.offset)) {
+            plan.steps.push(Step {
+                row: "PADDING",
+                place: format!(
+                    "shard {} batch {} ({name} offset {})",
+                    header.shard, entry.number, entry.offset
+                ),
+                action: "kept, with zeros in its padding".to_owned(),
+                why: "its digest holds; there is data behind it, where zeros must be".to_owned(),
+                loses: false,
+                by: Who::Recover,
+            });
+        }
         if mode == Mode::Aggressive {
             for (at, loss) in &losses {
                 self.salvage(header, &found, &walk.entries, *at, loss, &mut plan)?;
@@ -168,6 +182,7 @@ impl Source {
                     action: "left out".to_owned(),
                     why: format!("{} bytes that nothing says were ever durable", found.nonblank_end - end),
                     loses: false,
+                    by: Who::Recover,
                 });
             }
             return Ok(Mended { plan, entries: walk.entries, end, cut_end: end, footer: None, file_bytes });
@@ -189,12 +204,46 @@ impl Source {
                 Err(fault) => format!("{fault}, in a segment that had been sealed"),
             };
             let action = "built anew from the batches".to_owned();
-            plan.steps.push(Step { row: "FOOTER", place: name.to_owned(), action, why, loses: false });
+            let place = name.to_owned();
+            plan.steps.push(Step { row: "FOOTER", place, action, why, loses: false, by: Who::Recover });
         }
         let summary = footer::summarise(header, &walk.entries, end, cut_end);
         let (bytes, _) = footer::encode(&summary, &walk.entries, block);
         let file_bytes = cut_end + bytes.len() as u64;
         Ok(Mended { plan, entries: walk.entries, end, cut_end, footer: Some(bytes), file_bytes })
+    }
+
+    /// Lets batches count whose digest holds, whatever stands behind it up to the block: they are proven.
+    /// Gives their offsets.
+    fn forgive_padding(&self, found: &mut Scan) -> io::Result<Vec<u64>> {
+        let block = self.disk.block_bytes();
+        let damaged: Vec<(u64, u64)> = found
+            .seen
+            .iter()
+            .filter(|seen| seen.digest == Err(BatchFault::Padding))
+            .map(|seen| (seen.offset, seen.end(block)))
+            .collect();
+        let mut forgiven = Vec::new();
+        for (at, end) in damaged {
+            // It may lie in the body of one that was forgiven before.
+            let Some(i) = found.seen.iter().position(|seen| seen.offset == at) else { continue };
+            let mut buf = AlignedBuf::zeroed((end - at) as usize);
+            let bytes = (end - at) as usize;
+            self.disk.read(&self.file, at, &mut buf[..bytes])?;
+            let proven = HEADER_BYTES + found.seen[i].header.body_bytes as usize + DIGEST_BYTES;
+            buf[proven..bytes].fill(0);
+            let Ok(whole) = batch::open(&buf[..bytes], block) else { continue };
+            found.seen[i].digest = Ok(whole.digest);
+            // An intact batch hides what lies in its body.
+            found.seen.retain(|seen| seen.offset <= at || seen.offset >= end);
+            for range in found.loose.iter_mut().filter(|range| range.0 >= at && range.0 < end) {
+                *range = (end, range.1.max(end));
+            }
+            found.loose.retain(|&(from, to)| from < to);
+            found.nonblank_end = found.nonblank_end.max(end);
+            forgiven.push(at);
+        }
+        Ok(forgiven)
     }
 
     /// Walks the segment around all that is damaged. Gives the losses, each with the offset where it begins.
@@ -259,6 +308,7 @@ impl Source {
                 action: "written beside the new segment".to_owned(),
                 why: "its own checksum holds; that of its batch does not".to_owned(),
                 loses: false,
+                by: Who::Recover,
             });
             let h = record.header;
             plan.salvaged.push(OwnedRecord {
@@ -281,11 +331,13 @@ impl Source {
     fn copy(&self, mended: &Mended, out: &mut File) -> io::Result<()> {
         out.set_len(mended.file_bytes)?;
         let block = u64::from(self.disk.block_bytes());
-        let mut ranges = vec![(0, block)];
-        ranges.extend(mended.entries.iter().map(|e| (e.offset, e.end(block as u32))));
-        ranges.push((mended.end, mended.cut_end));
+        let mut ranges = vec![(0, block, block)];
+        // What is behind a digest is zeros, as it is in a new file.
+        let proven = |e: &IndexEntry| (HEADER_BYTES + e.body_bytes as usize + DIGEST_BYTES) as u64;
+        ranges.extend(mended.entries.iter().map(|e| (e.offset, e.end(block as u32), e.offset + proven(e))));
+        ranges.push((mended.end, mended.cut_end, mended.cut_end));
         let mut buf = AlignedBuf::zeroed(1 << 20);
-        for (from, to) in ranges {
+        for (from, to, kept_to) in ranges {
             let mut at = from;
             while at < to {
                 let piece = (buf.len() as u64).min(to - at) as usize;
@@ -296,7 +348,8 @@ impl Source {
                         "the segment became shorter while it was read",
                     ));
                 }
-                out.write_all_at(&buf[..piece], at)?;
+                let kept = (piece as u64).min(kept_to.saturating_sub(at)) as usize;
+                out.write_all_at(&buf[..kept], at)?;
                 at += piece as u64;
             }
         }
@@ -320,6 +373,7 @@ fn step(damage: &Damage, loss: Option<&Loss>) -> Step {
         },
         why: damage.meaning.clone(),
         loses: true,
+        by: Who::Recover,
     }
 }
 

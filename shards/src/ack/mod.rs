@@ -44,6 +44,9 @@ use future::Futures;
 use receipts::Receipts;
 use sync::{AtomicU64, Futex, fence, spin_loop};
 
+/// No sleep is longer, so that a wake-up that is lost below us costs this and no more.
+const LONGEST_SLEEP: Duration = Duration::from_secs(1);
+
 /// Where a durable record stands, and the digest of the batch that holds it.
 ///
 /// Keep it, and you can later check the record against the log by yourself.
@@ -329,7 +332,7 @@ impl LaneAcks {
             if left == Some(Duration::ZERO) {
                 return Err(WaitError::TimedOut);
             }
-            self.waiters.futex.sleep(seen, left);
+            self.waiters.futex.sleep(seen, Some(left.map_or(LONGEST_SLEEP, |left| left.min(LONGEST_SLEEP))));
         }
     }
 }

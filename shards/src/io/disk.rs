@@ -138,15 +138,15 @@ impl Folder {
                 format!("{} is not a regular file", path.display()),
             ));
         }
-        let direct = direct && self.direct() && self.take_direct(&file)?;
+        let direct = self.take_direct(&file, direct && self.direct())?;
         Ok(FolderFile { shared: Arc::new(Opened { file, direct, locked: AtomicBool::new(false) }) })
     }
 
     /// Turns the page cache off for a file. `false` where the file system refuses, from then on
     /// for all files of the folder.
-    fn take_direct(&self, file: &File) -> io::Result<bool> {
-        let taken = set_direct(file)?;
-        if !taken {
+    fn take_direct(&self, file: &File, wanted: bool) -> io::Result<bool> {
+        let taken = set_flags(file, wanted)?;
+        if wanted && !taken {
             self.shared.direct.store(false, Ordering::Relaxed);
         }
         Ok(taken)
@@ -380,16 +380,24 @@ fn retry(mut call: impl FnMut() -> libc::c_int) -> io::Result<libc::c_int> {
 }
 
 /// Sets O_DIRECT; `false` if the file system knows no such thing.
-fn set_direct(file: &File) -> io::Result<bool> {
+/// Turns the page cache off if that is wanted, and gives whether it is off. And no call may come back
+/// without having waited: that was for the opening alone, and io_uring would take it for the writes too.
+fn set_flags(file: &File, direct: bool) -> io::Result<bool> {
     let fd = file.as_raw_fd();
     // SAFETY: no memory is passed.
     let flags = retry(|| unsafe { libc::fcntl(fd, libc::F_GETFL) })?;
+    let flags = flags & !libc::O_NONBLOCK;
     // SAFETY: no memory is passed.
-    match retry(|| unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_DIRECT) }) {
-        Ok(_) => Ok(true),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => Ok(false),
-        Err(error) => Err(error),
+    let set = |flags: libc::c_int| retry(|| unsafe { libc::fcntl(fd, libc::F_SETFL, flags) });
+    if direct {
+        match set(flags | libc::O_DIRECT) {
+            Ok(_) => return Ok(true),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {}
+            Err(error) => return Err(error),
+        }
     }
+    set(flags)?;
+    Ok(false)
 }
 
 struct DirectProbe {
@@ -413,7 +421,7 @@ fn probe_direct(path: &Path) -> io::Result<DirectProbe> {
             }
         },
     };
-    if !set_direct(&file)? {
+    if !set_flags(&file, true)? {
         return Ok(DirectProbe { direct: false, align_bytes: 0 });
     }
     let (offset_align, memory_align) = direct_alignment(&file).unwrap_or((0, 0));

@@ -312,6 +312,12 @@ impl<I: Io> Shard<I> {
             return None;
         }
         let active = self.active.as_ref().expect("there is one now");
+        // A record that no segment is long enough for would stand in its lane for ever.
+        assert!(
+            u64::from(block) + placed + footer::placed_bytes(1, block) <= active.bytes,
+            "a segment of {} bytes is too short for a record of {record_bytes}",
+            active.bytes
+        );
         let header_bytes = if active.offset == 0 { block as usize } else { 0 };
         let buf = self.buffers.pop().unwrap_or_else(|| AlignedBuf::zeroed(buffer_bytes(&self.config)));
         Some(Building {

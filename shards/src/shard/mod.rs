@@ -325,6 +325,12 @@ impl<I: Io> Shard<I> {
 
     /// Whether something came that has not been taken. For the driver, before it sleeps.
     pub fn has_work(&mut self) -> bool {
+        match self.state {
+            State::Done => return false,
+            // It takes nothing any more, and tells whoever comes why.
+            State::Failed(_) => return !self.new_lanes.is_empty(),
+            State::Running | State::Closing | State::Stamping => {}
+        }
         // What a shard cannot take at the moment (no room, commits in flight) is no reason to stay awake.
         !self.supply.prepared.is_empty()
             || !self.new_lanes.is_empty()

@@ -96,3 +96,22 @@ fn closing_ends_wherever_the_last_segment_stands() {
     }
     assert!(dropped > 0, "no segment was ever too full: this test shows nothing");
 }
+
+/// A shard that has stopped must not keep its driver awake for what it will never take.
+#[test]
+fn a_shard_that_has_stopped_has_no_work() {
+    let world = SimWorld::new(1);
+    let disk = world.disk();
+    let mut io = SimIo::new(disk.clone());
+    let mut shard = shard_with_one_segment(&disk);
+    turn(&mut shard, &mut io);
+    let spare = crate::wal::prepare::Prepared {
+        index: 99,
+        file: disk.create("spare").unwrap(),
+        bytes: SEGMENT_BYTES,
+    };
+    shard.supply.prepared.push(spare);
+    assert!(shard.has_work(), "a prepared segment is work");
+    shard.fail(Stopped::Abandoned);
+    assert!(!shard.has_work());
+}

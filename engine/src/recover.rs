@@ -16,6 +16,7 @@ use hanaper_shards::io::{Access, Disk};
 use hanaper_shards::journal::{self, Identity};
 use hanaper_shards::manifest::{LogState, Loss, ManifestError, ShardLine, ShardManifest, ShardState};
 use hanaper_shards::segment::paths::{self, Name};
+use hanaper_shards::segment::scan::scan;
 use hanaper_shards::wal::chain::{self, Damage, Examined, Place, UnusedKind};
 use hanaper_shards::wal::recovery;
 
@@ -203,29 +204,48 @@ fn look(path: &Path) -> Result<Log, ReadError> {
         }
         other => other?,
     };
-    let strays = strays(&disk)?;
-    let mut log = Log { disk, without_manifest: Vec::new(), shards: Vec::new(), strays };
+    let mut log = Log { disk, without_manifest: Vec::new(), shards: Vec::new(), strays: Vec::new() };
     for place in read::places(&state) {
         match lost_manifest(&log.disk, &state, place)? {
             Some(damage) => log.without_manifest.push(damage),
             None => log.shards.push(look_at(&log.disk, place, &state)?),
         }
     }
+    log.strays = strays(&log)?;
     Ok(log)
 }
 
-fn strays(disk: &ReadOnly) -> Result<Vec<Damage>, ReadError> {
-    let failed = || ReadError::io(disk.path().display().to_string());
+/// Files that no manifest names.
+fn strays(log: &Log) -> Result<Vec<Damage>, ReadError> {
+    let failed = || ReadError::io(log.disk.path().display().to_string());
     let mut strays = Vec::new();
-    for entry in std::fs::read_dir(disk.path()).map_err(failed())? {
+    for entry in std::fs::read_dir(log.disk.path()).map_err(failed())? {
         let place = entry.map_err(failed())?.file_name().to_string_lossy().into_owned();
-        if paths::parse(&place) == Name::Stray {
-            let meaning = "it is not a file of this log".to_owned();
-            strays.push(Damage { verdict: "STRAY", place, meaning, loss: None });
-        }
+        let meaning = match paths::parse(&place) {
+            Name::Stray => "it is not a file of this log",
+            Name::Segment { shard, index } => {
+                // Of a shard that somebody writes to it may have been put on record meanwhile.
+                let mut still = log.shards.iter().filter(|found| !found.live);
+                let known = still.find(|found| found.place.shard == shard);
+                let unnamed = known.is_some_and(|found| !found.manifest.segments.contains_key(&index));
+                if !unnamed || is_blank(&log.disk, &place)? {
+                    continue;
+                }
+                "a segment with data that the manifest does not name"
+            }
+            _ => continue,
+        };
+        strays.push(Damage { verdict: "STRAY", place, meaning: meaning.to_owned(), loss: None });
     }
     strays.sort_by(|a, b| a.place.cmp(&b.place));
     Ok(strays)
+}
+
+/// A crash between renaming a spare and putting it on record leaves a blank one.
+fn is_blank(disk: &ReadOnly, name: &str) -> Result<bool, ReadError> {
+    let file = disk.open(name, Access::ReadDirect).map_err(ReadError::io(name))?;
+    let found = scan(disk, &file, u64::MAX, &mut |_, _| {}).map_err(ReadError::io(name))?;
+    Ok(found.nonblank_end == 0)
 }
 
 /// What is wrong with a shard's manifest, if it is gone or altered. Without it nothing says which segments
@@ -276,8 +296,14 @@ fn look_at(disk: &ReadOnly, place: Place, log: &LogState) -> Result<Found, ReadE
         let mut new: Vec<Loss> = left.iter().filter_map(recordable).cloned().collect();
         new.retain(|loss| !view.manifest.losses.contains(loss));
         if new.is_empty() {
-            let View { live, examined, .. } = view;
-            return Ok(Found { place, manifest, live, failed, left, after: examined });
+            let View { live, examined: mut after, .. } = view;
+            let mut left = left;
+            if let Some(damage) = edge_loss(place, &after) {
+                after.damage.push(damage.clone());
+                failed.push(damage.clone());
+                left.push(damage);
+            }
+            return Ok(Found { place, manifest, live, failed, left, after });
         }
         view.manifest.losses.extend(new);
         view.examined = chain::examine(disk, place, &view.manifest)
@@ -286,6 +312,34 @@ fn look_at(disk: &ReadOnly, place: Place, log: &LogState) -> Result<Found, ReadE
     }
     let meaning = "more damage than can be put on record at once; mend its segments one by one".to_owned();
     Err(ReadError::Damaged { verdict: "NOT-COVERED", place: format!("shard {}", place.shard), meaning })
+}
+
+/// A loss on record between what opening keeps in place and what it must copy forward. The segment that it
+/// begins goes on right behind what is kept, so it would not join up with what is copied: such a log must not
+/// be opened.
+fn edge_loss(place: Place, after: &Examined) -> Option<Damage> {
+    if !after.damage.is_empty() {
+        return None;
+    }
+    let mut kept_end = after.base_chain.number;
+    for segment in &after.segments {
+        let kept = segment.batches.partition_point(|e| e.number < after.watermark);
+        let Some(last) = segment.batches[..kept].last() else { break };
+        kept_end = last.number + 1;
+        if kept < segment.batches.len() {
+            break;
+        }
+    }
+    let batches = || after.segments.iter().flat_map(|s| &s.batches);
+    let carried = batches().find(|e| e.number >= after.watermark).map(|e| e.number)?;
+    (kept_end != carried).then(|| Damage {
+        verdict: "LOSS",
+        place: format!("shard {} batches {kept_end}..{carried}", place.shard),
+        meaning: format!(
+            "they are the last that are known to be durable, and batch {carried} behind them is not"
+        ),
+        loss: None,
+    })
 }
 
 fn check(disk: &ReadOnly, view: &View) -> Result<Vec<Damage>, ReadError> {
@@ -363,6 +417,9 @@ fn advice(damage: &Damage) -> &'static str {
         "FOOTER" | "LENGTH" | "INDEX" | "PADDING" => {
             "mend the segment into a new file (recover --input, --output), and put that into its place"
         }
+        "STRAY" if whose.ends_with(".segment") => {
+            "restore the shard's manifest from a copy, if that was cut short; if not, move the segment elsewhere"
+        }
         "STRAY" => "move it elsewhere",
         "MISSING" if whose.ends_with(".manifest") => {
             "restore the file from a copy; without it nothing says what must be there, so nothing can be put on record"
@@ -374,6 +431,10 @@ fn advice(damage: &Damage) -> &'static str {
         "MISSING" | "BATCH-DIGEST" | "BATCH-MISSING" | "BATCH-NUMBER" | "STALE" => {
             "restore the segment from a copy; nothing intact follows in it to say where the loss ends, so it cannot \
              be put on record: the log can be read up to there, and not opened again"
+        }
+        "LOSS" => {
+            "restore the segment from a copy; opening cannot go on behind a loss at the end of what is known to be \
+             durable, so it is not put on record: the log can be read up to there, and not opened again"
         }
         _ => "restore the file from a copy",
     }

@@ -211,6 +211,42 @@ fn damage_behind_a_loss_is_found_and_put_on_record_with_it() {
     assert_eq!(seqs(hand.path()), wanted);
 }
 
+/// Opening would begin a segment that does not join up with what it copies: that must not be led to.
+#[test]
+fn a_loss_at_the_edge_of_what_is_durable_is_not_put_on_record() {
+    let mut hand = Hand::new(1);
+    for i in 0..5u64 {
+        hand.shards[0].batch(&[event(1, i, 100 + i)]);
+    }
+    // This one says that all before it is durable; whether it is itself, nothing says.
+    hand.shards[0].stamp();
+    hand.die();
+    let (index, entry) = hand.shards[0].batches[4];
+    overwrite(&hand.file(0, index), entry.offset + 300, |bytes| bytes[0] ^= 1);
+    let plan = recover::plan(hand.path(), Mode::Conservative).unwrap();
+    assert!(plan.obstacle.as_ref().is_some_and(|o| o.starts_with("LOSS shard 0 batches 4..5")), "{plan:?}");
+    let before = files(hand.path(), "");
+    let error = recover::write(hand.path(), Mode::Conservative).unwrap_err();
+    assert!(
+        error.kind() == ErrorKind::Integrity && error.to_string().contains("nothing was written"),
+        "{error}"
+    );
+    assert_eq!(files(hand.path(), ""), before);
+}
+
+/// A manifest that was cut short at an entry is whole by itself: what it no longer names tells.
+#[test]
+fn segments_that_the_manifest_does_not_name_are_told() {
+    let hand = sample();
+    let stray = hand.path().join("shard-0000-0000000009.segment");
+    fs::copy(hand.file(0, 3), &stray).unwrap();
+    fs::write(hand.path().join("shard-0000-0000000010.segment"), vec![0; 65_536]).unwrap();
+    let plan = recover::plan(hand.path(), Mode::Conservative).unwrap();
+    let told: Vec<_> =
+        plan.steps.iter().filter(|step| step.row == "STRAY").map(|step| &*step.place).collect();
+    assert_eq!(told, ["shard-0000-0000000009.segment"], "{plan:?}");
+}
+
 /// Some bytes behind the digest of a batch.
 fn spoil_padding(hand: &Hand, number: usize) {
     let (index, entry) = hand.shards[0].batches[number];

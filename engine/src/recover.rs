@@ -296,13 +296,7 @@ fn look_at(disk: &ReadOnly, place: Place, log: &LogState) -> Result<Found, ReadE
         let mut new: Vec<Loss> = left.iter().filter_map(recordable).cloned().collect();
         new.retain(|loss| !view.manifest.losses.contains(loss));
         if new.is_empty() {
-            let View { live, examined: mut after, .. } = view;
-            let mut left = left;
-            if let Some(damage) = edge_loss(place, &after) {
-                after.damage.push(damage.clone());
-                failed.push(damage.clone());
-                left.push(damage);
-            }
+            let View { live, examined: after, .. } = view;
             return Ok(Found { place, manifest, live, failed, left, after });
         }
         view.manifest.losses.extend(new);
@@ -312,34 +306,6 @@ fn look_at(disk: &ReadOnly, place: Place, log: &LogState) -> Result<Found, ReadE
     }
     let meaning = "more damage than can be put on record at once; mend its segments one by one".to_owned();
     Err(ReadError::Damaged { verdict: "NOT-COVERED", place: format!("shard {}", place.shard), meaning })
-}
-
-/// A loss on record between what opening keeps in place and what it must copy forward. The segment that it
-/// begins goes on right behind what is kept, so it would not join up with what is copied: such a log must not
-/// be opened.
-fn edge_loss(place: Place, after: &Examined) -> Option<Damage> {
-    if !after.damage.is_empty() {
-        return None;
-    }
-    let mut kept_end = after.base_chain.number;
-    for segment in &after.segments {
-        let kept = segment.batches.partition_point(|e| e.number < after.watermark);
-        let Some(last) = segment.batches[..kept].last() else { break };
-        kept_end = last.number + 1;
-        if kept < segment.batches.len() {
-            break;
-        }
-    }
-    let batches = || after.segments.iter().flat_map(|s| &s.batches);
-    let carried = batches().find(|e| e.number >= after.watermark).map(|e| e.number)?;
-    (kept_end != carried).then(|| Damage {
-        verdict: "LOSS",
-        place: format!("shard {} batches {kept_end}..{carried}", place.shard),
-        meaning: format!(
-            "they are the last that are known to be durable, and batch {carried} behind them is not"
-        ),
-        loss: None,
-    })
 }
 
 fn check(disk: &ReadOnly, view: &View) -> Result<Vec<Damage>, ReadError> {

@@ -498,6 +498,15 @@ impl<'a> ShardCheck<'a> {
         let mut unstamped: Option<Range<u64>> = None;
         for segment in &examined.segments {
             let name = paths::segment(place.shard, segment.index);
+            let gap = Loss {
+                batches: at.chain.number..segment.header.first_batch,
+                seqs: at.chain.seq..segment.header.first_seq,
+            };
+            if manifest.losses.contains(&gap) {
+                let first = (segment.header.first_batch, segment.header.first_seq);
+                at.chain = Chain { number: first.0, seq: first.1, previous: [0; 32] };
+                at.digest_known = false;
+            }
             self.link(&name, &segment.header, &at, None);
             self.promised(view, segment.index, segment.file_bytes)?;
             // Of a live log, what is above the watermark may be half written.

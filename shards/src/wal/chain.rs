@@ -713,7 +713,8 @@ fn step_over(
     manifest: &ShardState,
 ) -> Option<(u64, Chain)> {
     let loss = manifest.loss_at(chain.number)?;
-    let behind = &scan.seen[scan.seen.partition_point(|s| s.offset <= at)..];
+    // It may stand right here, if what is lost was in the segment before.
+    let behind = &scan.seen[scan.seen.partition_point(|s| s.offset < at)..];
     let seen = behind.iter().find(|s| s.header.number == loss.batches.end)?;
     let resumed =
         Chain { number: seen.header.number, seq: seen.header.first_seq, previous: seen.header.previous };

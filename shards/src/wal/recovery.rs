@@ -255,21 +255,19 @@ pub fn retire<D: Disk>(
 }
 
 /// Where the part that stays in place ends: after the last batch below the watermark.
-fn kept_end(examined: &Examined, block_bytes: u32) -> (Option<Predecessor>, Chain) {
+fn kept_end(examined: &Examined, block_bytes: u32) -> Option<Predecessor> {
     let mut predecessor = examined.base;
-    let mut chain = examined.base_chain;
     for segment in &examined.segments {
         let kept = kept_in(segment, examined.watermark);
         let Some(last) = kept.last() else { break };
         let end = last.end(block_bytes);
         predecessor =
             Some(Predecessor { index: segment.index, incarnation: segment.header.incarnation, end });
-        chain = Chain { number: last.number + 1, seq: last.end_seq(), previous: last.digest };
         if kept.len() < segment.batches.len() {
             break;
         }
     }
-    (predecessor, chain)
+    predecessor
 }
 
 /// What a successor's header and the batches that it must carry take.
@@ -293,7 +291,7 @@ fn write_successor<D: Disk>(
     start: &mut Start<D::File>,
 ) -> Result<(), RecoveryError> {
     let block = disk.block_bytes();
-    let (predecessor, kept_chain) = kept_end(examined, block);
+    let predecessor = kept_end(examined, block);
     let mut header = Header {
         log: place.log,
         incarnation: begin.incarnation,
@@ -303,11 +301,11 @@ fn write_successor<D: Disk>(
         segment_bytes: target.bytes,
         block_bytes: block,
         origin: Origin::Recovery,
-        first_batch: kept_chain.number,
-        first_seq: kept_chain.seq,
-        durable: kept_chain.number,
+        first_batch: examined.chain.number,
+        first_seq: examined.chain.seq,
+        durable: examined.chain.number,
         predecessor,
-        previous: kept_chain.previous,
+        previous: examined.chain.previous,
         epoch: begin.epoch,
         wall_ns: begin.wall_ns,
         log_time: examined.log_time_max,
@@ -336,6 +334,13 @@ fn write_successor<D: Disk>(
                         "batch {number} reads differently from one time to the next"
                     )))
                 })?;
+            if batches.is_empty() {
+                // Not what follows the last batch that stays: a loss on record may lie between the two.
+                header.first_batch = number;
+                header.first_seq = batch.header.first_seq;
+                header.durable = number;
+                header.previous = batch.header.previous;
+            }
             match header.carried.last_mut() {
                 Some(c) if c.incarnation == batch.header.incarnation => c.end = number + 1,
                 _ => header.carried.push(Carried {

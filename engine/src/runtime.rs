@@ -88,9 +88,12 @@ impl MakeIo for PosixIo {
     }
 }
 
-/// Cores that this process may use, in the order in which drivers take them.
+/// Cores that this process may use, in the order in which drivers take them: the last ones first, since
+/// threads of others gather on the first (`docs/decisions/0017`).
 pub(crate) fn cores() -> Vec<core_affinity::CoreId> {
-    core_affinity::get_core_ids().unwrap_or_default()
+    let mut cores = core_affinity::get_core_ids().unwrap_or_default();
+    cores.reverse();
+    cores
 }
 
 /// A thread that was spawned, and why it runs without glommio although that was wanted.

@@ -261,6 +261,7 @@ fn a_disk_without_room_for_a_segment_loses_nothing() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(Instant::now() < deadline, "it never ran out of space");
+    scene.until_nobody_owns_it();
     scene.reopen(Backend::Posix, "after it ran out of space");
     assert!(scene.check("after it ran out of space") > 0);
     let words = scene.words();

@@ -92,6 +92,15 @@ impl Scene {
         report.acks
     }
 
+    /// Waits until a killed owner is gone. A kill of strace reaches the program below it a moment later.
+    pub fn until_nobody_owns_it(&self) {
+        let began = std::time::Instant::now();
+        while hanaper::read::inspect(self.log()).unwrap().owner_pid.is_some() {
+            assert!(began.elapsed() < std::time::Duration::from_secs(20), "the killed owner is still there");
+            std::thread::yield_now();
+        }
+    }
+
     /// Opens and closes it, as whoever starts the service again would.
     pub fn reopen(&self, backend: Backend, when: &str) {
         let log = builder(&self.log()).backend(backend).open().unwrap_or_else(|e| panic!("{when}: {e}"));

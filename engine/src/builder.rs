@@ -102,7 +102,7 @@ impl Builder {
         self
     }
 
-    /// Length of new segments in bytes, a multiple of 64 KiB, 1 MiB at least. Default 64 MiB.
+    /// Length of new segments in bytes, a multiple of 64 KiB, 1 MiB at least. Default 16 MiB.
     pub fn segment_bytes(mut self, bytes: u64) -> Builder {
         self.segment_bytes = bytes;
         self

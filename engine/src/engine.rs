@@ -478,8 +478,7 @@ fn open_folder(builder: &Builder) -> Result<Folder, OpenError> {
         }
         Ok(_) => {
             let folder = Folder::open(path).map_err(io)?;
-            let names: Vec<_> =
-                folder.list().map_err(io)?.into_iter().map(|e| paths::parse(&e.name)).collect();
+            let names: Vec<_> = folder.names().map_err(io)?.iter().map(|name| paths::parse(name)).collect();
             let is_log = names.contains(&Name::LogManifest);
             if !is_log && names.iter().any(|n| !matches!(n, Name::Ignored | Name::Lock | Name::Calibrate)) {
                 return Err(OpenError::NotALog(path.clone()));

@@ -60,7 +60,7 @@ pub const KEYS: &[Key] = &[
     },
     Key {
         name: "segment_bytes",
-        default: "64MiB",
+        default: "16MiB",
         shape: Shape::Bytes { min: MIB, max: 64 << 30, power_of_two: false },
         about: "size of a segment file",
     },

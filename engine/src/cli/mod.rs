@@ -123,7 +123,7 @@ struct SettingFlags {
     #[arg(long, value_name = "N")]
     shards: Option<String>,
 
-    /// Size of a segment file, such as 64MiB
+    /// Size of a segment file, such as 16MiB
     #[arg(long, value_name = "BYTES")]
     segment_bytes: Option<String>,
 

@@ -67,11 +67,11 @@ impl ReadOnly {
 
 /// The log's own block, which any of its segments tells; the device's, if there is none yet.
 fn block_bytes(folder: &Folder) -> io::Result<u32> {
-    for entry in folder.list()? {
-        if !matches!(paths::parse(&entry.name), Name::Segment { .. }) {
+    for name in folder.names()? {
+        if !matches!(paths::parse(&name), Name::Segment { .. }) {
             continue;
         }
-        match folder.open(&entry.name, Access::ReadDirect) {
+        match folder.open(&name, Access::ReadDirect) {
             Ok(file) => {
                 if let Some(bytes) = block_bytes_of(folder, &file) {
                     return Ok(bytes);
@@ -104,6 +104,9 @@ impl Disk for ReadOnly {
 
     fn block_bytes(&self) -> u32 {
         self.block_bytes
+    }
+    fn names(&self) -> io::Result<Vec<String>> {
+        self.folder.names()
     }
     fn list(&self) -> io::Result<Vec<Entry>> {
         self.folder.list()

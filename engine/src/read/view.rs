@@ -209,10 +209,10 @@ fn is_live(disk: &ReadOnly, shard: u32, manifest: &ShardState) -> io::Result<boo
 }
 
 fn unsealed(disk: &ReadOnly, shard: u32, manifest: &ShardState) -> io::Result<Vec<String>> {
-    let names = disk.list()?.into_iter().filter_map(|entry| {
-        let Name::Segment { shard: s, index } = paths::parse(&entry.name) else { return None };
+    let names = disk.names()?.into_iter().filter_map(|name| {
+        let Name::Segment { shard: s, index } = paths::parse(&name) else { return None };
         let open = matches!(manifest.segments.get(&index), None | Some(SegmentState::Exists { .. }));
-        (s == shard && open).then_some(entry.name)
+        (s == shard && open).then_some(name)
     });
     Ok(names.collect())
 }

@@ -177,6 +177,22 @@ impl Disk for Folder {
         self.block_bytes
     }
 
+    fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for found in fs::read_dir(&self.shared.path)? {
+            let found = found?;
+            match found.file_type() {
+                Ok(kind) if kind.is_file() => names.push(found.file_name().to_string_lossy().into_owned()),
+                Ok(_) => {}
+                // Removed since it was read: by an owner at work, if we are a reader.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
     fn list(&self) -> io::Result<Vec<Entry>> {
         let mut entries = Vec::new();
         for found in fs::read_dir(&self.shared.path)? {

@@ -60,6 +60,9 @@ pub trait Disk: Clone + Send + Sync + 'static {
 
     /// The least unit that may be written: max(4096, physical block, direct-I/O alignment).
     fn block_bytes(&self) -> u32;
+    /// The names of all regular files of the folder, sorted. For a log of many files this is much cheaper
+    /// than [`Disk::list`].
+    fn names(&self) -> io::Result<Vec<String>>;
     /// All regular files of the folder, sorted by name.
     fn list(&self) -> io::Result<Vec<Entry>>;
     /// Opens what exists.

@@ -217,6 +217,12 @@ impl Disk for SimDisk {
         self.block_bytes
     }
 
+    fn names(&self) -> io::Result<Vec<String>> {
+        let world = self.lock();
+        world.check(self.boot)?;
+        Ok(world.names().keys().cloned().collect())
+    }
+
     fn list(&self) -> io::Result<Vec<Entry>> {
         let world = self.lock();
         world.check(self.boot)?;

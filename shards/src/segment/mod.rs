@@ -18,4 +18,4 @@ pub mod scan;
 /// The least size of a segment that a caller may choose, in bytes; simulations go lower.
 pub const SEGMENT_BYTES_MIN: u64 = 1 << 20;
 /// The default size of a segment, in bytes.
-pub const SEGMENT_BYTES_DEFAULT: u64 = 64 << 20;
+pub const SEGMENT_BYTES_DEFAULT: u64 = 16 << 20;

@@ -1,6 +1,6 @@
 //! Walks the chain of one shard through its segments, by the decision table. Reads only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use crate::aligned::AlignedBuf;
@@ -260,19 +260,17 @@ pub fn read_footer<D: Disk>(
 /// Examines a shard from its last sealed segment on.
 pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Result<Examined> {
     let mut damage = Vec::new();
-    let sizes: BTreeMap<u64, u64> = disk
-        .list()?
-        .into_iter()
-        .filter_map(|e| match paths::parse(&e.name) {
-            Name::Segment { shard, index } if shard == place.shard => Some((index, e.bytes)),
-            _ => None,
-        })
-        .collect();
+    let names = disk.names()?;
+    let indexes = names.iter().filter_map(|name| match paths::parse(name) {
+        Name::Segment { shard, index } if shard == place.shard => Some(index),
+        _ => None,
+    });
+    let present: BTreeSet<u64> = indexes.collect();
     let last_sealed = manifest.segments.iter().rev().find_map(|(&index, state)| match state {
         SegmentState::Sealed(sealed) => Some((index, sealed)),
         _ => None,
     });
-    for (&index, state) in manifest.segments.iter().filter(|(index, _)| !sizes.contains_key(index)) {
+    for (&index, state) in manifest.segments.iter().filter(|(index, _)| !present.contains(index)) {
         let loss = match state {
             // Nothing in a void one counts, so nothing is lost with it; `verify` tells.
             SegmentState::Retired | SegmentState::Void => continue,
@@ -289,7 +287,7 @@ pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Re
             loss,
         });
     }
-    let next_index = manifest.segments.keys().chain(sizes.keys()).max().map_or(0, |i| i + 1);
+    let next_index = manifest.segments.keys().chain(&present).max().map_or(0, |i| i + 1);
 
     let mut out = Examined {
         base: None,
@@ -316,9 +314,9 @@ pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Re
                 out.base = Some(Predecessor { index, incarnation: summary.incarnation, end: summary.end });
             }
             Err(_) if manifest.losses.iter().any(|l| l.batches.end == sealed.batches.end) => {
-                (out.base, out.chain) = lost_base(disk, place, index, sealed, &sizes)?;
+                (out.base, out.chain) = lost_base(disk, place, index, sealed, &present)?;
                 out.log_time_max =
-                    lost_times(disk, place, manifest, sizes.contains_key(&index).then_some(index))?;
+                    lost_times(disk, place, manifest, present.contains(&index).then_some(index))?;
             }
             Err(d) => {
                 out.damage.push(d);
@@ -330,7 +328,7 @@ pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Re
     out.watermark = out.chain.number;
 
     let mut files = BTreeMap::new();
-    for &index in sizes.keys() {
+    for &index in &present {
         let counts = matches!(manifest.segments.get(&index), None | Some(SegmentState::Exists { .. }));
         if !counts || last_sealed.is_some_and(|(sealed, _)| index <= sealed) {
             continue;
@@ -368,11 +366,11 @@ fn lost_base<D: Disk>(
     place: Place,
     index: u64,
     sealed: &Sealed,
-    sizes: &BTreeMap<u64, u64>,
+    present: &BTreeSet<u64>,
 ) -> io::Result<(Option<Predecessor>, Chain)> {
     let mut base = Predecessor { index, incarnation: [0; 16], end: sealed.end };
     let mut chain = Chain { number: sealed.batches.end, seq: sealed.seqs.end, previous: [0; 32] };
-    for &later in sizes.keys().filter(|&&later| later >= index) {
+    for &later in present.range(index..) {
         let file = disk.open(&paths::segment(place.shard, later), Access::ReadDirect)?;
         let mut block = AlignedBuf::zeroed(disk.block_bytes() as usize);
         disk.read(&file, 0, &mut block)?;

@@ -117,13 +117,13 @@ pub fn lock_segments<D: Disk>(
     manifest: &ShardManifest<D>,
 ) -> io::Result<Option<Vec<D::File>>> {
     let mut locks = Vec::new();
-    for entry in disk.list()? {
-        let Name::Segment { shard: s, index } = paths::parse(&entry.name) else { continue };
+    for name in disk.names()? {
+        let Name::Segment { shard: s, index } = paths::parse(&name) else { continue };
         let open = matches!(manifest.state.segments.get(&index), None | Some(SegmentState::Exists { .. }));
         if s != shard || !open {
             continue;
         }
-        let file = disk.open(&entry.name, Access::Write)?;
+        let file = disk.open(&name, Access::Write)?;
         if !disk.try_lock(&file)? {
             return Ok(None);
         }
@@ -219,8 +219,8 @@ fn clear_leftovers<D: Disk>(
     // A killed owner may have died between a rename and its sync: what is put on record must be there after
     // a power cut, too.
     disk.sync_names().map_err(failed("the log's folder".into()))?;
-    for entry in disk.list().map_err(failed("the log's folder".into()))? {
-        let gone = match paths::parse(&entry.name) {
+    for name in disk.names().map_err(failed("the log's folder".into()))? {
+        let gone = match paths::parse(&name) {
             Name::Prep { shard: s, .. } => s == shard,
             Name::Segment { shard: s, index } => {
                 s == shard && manifest.state.segments.get(&index) == Some(&SegmentState::Retired)
@@ -228,7 +228,7 @@ fn clear_leftovers<D: Disk>(
             _ => false,
         };
         if gone {
-            disk.remove(&entry.name).map_err(failed(entry.name.clone()))?;
+            disk.remove(&name).map_err(failed(name))?;
         }
     }
     // A crash between the rename and the manifest line leaves a spare that is not on record.

@@ -67,6 +67,9 @@ impl Disk for TestDisk {
     fn block_bytes(&self) -> u32 {
         self.inner.block_bytes()
     }
+    fn names(&self) -> io::Result<Vec<String>> {
+        self.inner.names()
+    }
     fn list(&self) -> io::Result<Vec<Entry>> {
         self.inner.list()
     }

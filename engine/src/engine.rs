@@ -513,6 +513,13 @@ fn open_manifest(folder: &Folder, builder: &Builder) -> Result<(Journal<Folder>,
         }
         return Ok((journal, state));
     }
+    // A manifest that holds nothing whole is a crash in the making of a log, unless there is more of one.
+    let names = folder.names().map_err(|source| OpenError::Io { path: builder.path.clone(), source })?;
+    let ours =
+        |name: &String| matches!(paths::parse(name), Name::Segment { .. } | Name::ShardManifest { .. });
+    if names.iter().any(ours) {
+        return Err(OpenError::ManifestGone(builder.path.clone()));
+    }
     let shards = builder.shards.unwrap_or_else(|| (runtime::cores().len() as u32).clamp(1, 256));
     let log: [u8; 16] = random::bytes();
     let layout = Layout {

@@ -39,6 +39,13 @@ impl Lock {
                 Err(TryLockError::Error(source)) => return Err(io(source)),
                 Err(TryLockError::WouldBlock) => {}
             }
+            // Readers ask whether there is an owner by a shared lock, for a moment. Whoever can share it too has
+            // met a question, not an owner; and asks again.
+            if file.try_lock_shared().is_ok() && Instant::now() < deadline {
+                file.unlock().map_err(io)?;
+                std::thread::yield_now();
+                continue;
+            }
             let owner = Owner::read(folder);
             let alive = owner.as_ref().is_none_or(Owner::is_alive);
             if alive || Instant::now() > deadline {

@@ -127,3 +127,38 @@ fn an_older_copy_of_all_of_it_is_whole() {
     let s = scene();
     assert_eq!(findings(&s.older), []);
 }
+
+/// A manifest that was emptied is not a log that was never made: no new one is begun over its segments.
+#[test]
+fn an_emptied_log_manifest() {
+    for bytes in [&[][..], &[0; 4096]] {
+        let s = scene();
+        fs::write(s.log.join("log.manifest"), bytes).unwrap();
+        let before = names(&s.log);
+        let error = builder(&s.log).open().map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), hanaper::ErrorKind::Integrity, "{error}");
+        assert_eq!(names(&s.log), before);
+    }
+}
+
+/// Readers ask whether somebody has the log open. That is no reason to refuse an opening.
+#[test]
+fn readers_do_not_keep_an_owner_out() {
+    let temporary = tempfile::tempdir().unwrap();
+    let log = temporary.path().join("log");
+    session(&log);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                hanaper::read::inspect(&log).unwrap();
+            }
+        });
+        let opened = (0..30).find_map(|_| match builder(&log).open() {
+            Ok(open) => open.close().err().map(|e| e.to_string()),
+            Err(error) => Some(error.to_string()),
+        });
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(opened, None);
+    });
+}

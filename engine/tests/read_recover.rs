@@ -249,6 +249,22 @@ fn a_loss_at_the_edge_of_what_is_durable_lets_the_log_go_on() {
     }
 }
 
+/// A loss on record, and then the batch behind it rots as well.
+#[test]
+fn damage_that_grows_beside_a_loss_can_be_put_on_record() {
+    let hand = sample();
+    for (round, number) in [7usize, 8, 6, 17, 18].into_iter().enumerate() {
+        let (index, entry) = hand.shards[0].batches[number];
+        overwrite(&hand.file(0, index), entry.offset + 300, |bytes| bytes[0] ^= 1);
+        let plan = recover::write(hand.path(), Mode::Conservative).unwrap();
+        assert!(!plan.needs_a_hand() && plan.loses(), "{plan:?}");
+        let report = check(hand.path());
+        assert_eq!(report.failures, 0, "after round {round}");
+    }
+    let wanted: Vec<u64> = (0..40).filter(|seq| ![6, 7, 8, 17, 18].contains(&(seq / 2))).collect();
+    assert_eq!(seqs(hand.path()), wanted);
+}
+
 /// A manifest that was cut short at an entry is whole by itself: what it no longer names tells.
 #[test]
 fn segments_that_the_manifest_does_not_name_are_told() {

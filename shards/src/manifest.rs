@@ -420,9 +420,9 @@ impl ShardState {
         self.losses.iter().any(|l| l.batches.start <= batches.start && batches.end <= l.batches.end)
     }
 
-    /// The loss that begins with this batch.
-    pub fn loss_at(&self, number: u64) -> Option<&Loss> {
-        self.losses.iter().find(|l| l.batches.start == number)
+    /// The losses that this batch belongs to.
+    pub fn losses_with(&self, number: u64) -> impl Iterator<Item = &Loss> {
+        self.losses.iter().filter(move |l| l.batches.contains(&number))
     }
 }
 

@@ -250,7 +250,8 @@ impl<'a> ShardCheck<'a> {
             }
             // Where nothing intact follows, all up to the sealed end is gone.
             let loss = damage.loss.clone().unwrap_or(rest);
-            if loss.batches.is_empty() || loss.seqs.start > loss.seqs.end {
+            let known = manifest.losses.contains(&loss);
+            if known || loss.batches.is_empty() || loss.seqs.start > loss.seqs.end {
                 self.damage(damage);
                 break;
             }

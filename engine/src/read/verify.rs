@@ -109,7 +109,6 @@ pub fn verify(
         report.failures += u64::from(finding.fails);
         found(finding);
     };
-    let entries = disk.list().map_err(ReadError::io(disk.path().display().to_string()))?;
     let taken = taken_names(&disk)?;
     for name in &taken {
         let meaning = "a file of the log should stand here, and this is none; move it elsewhere";
@@ -119,7 +118,10 @@ pub fn verify(
         say(&mut report, fails("NOT-COVERED", paths::LOG_MANIFEST, "nothing of the log was checked"));
         return Ok(report);
     }
-    let (log, contents) = match view::log_state(&disk) {
+    // Read before the folder: what it names is there by then.
+    let state = view::log_state(&disk);
+    let entries = disk.list().map_err(ReadError::io(disk.path().display().to_string()))?;
+    let (log, contents) = match state {
         Ok(read) => read,
         Err(error) if error.kind() == ErrorKind::Integrity || holds_a_log(&error, &entries) => {
             let meaning = format!("{error}; nothing else of the log was checked");

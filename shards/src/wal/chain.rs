@@ -10,7 +10,7 @@ use crate::manifest::{Expected, Loss, Sealed, SegmentState, ShardState};
 use crate::segment::footer::{self, FooterFault, IndexEntry, SUMMARY_BYTES, Summary};
 use crate::segment::header::{Found, Header, Origin, Predecessor};
 use crate::segment::paths::{self, Name};
-use crate::segment::scan::{Scan, scan};
+use crate::segment::scan::{Scan, Seen, scan};
 use crate::wal::table::{Action, By, Claim, Here, decide};
 
 /// Whose chain it is.
@@ -710,13 +710,22 @@ fn step_over(
     chain: &Chain,
     manifest: &ShardState,
 ) -> Option<(u64, Chain)> {
-    let loss = manifest.loss_at(chain.number)?;
     // It may stand right here, if what is lost was in the segment before.
     let behind = &scan.seen[scan.seen.partition_point(|s| s.offset < at)..];
-    let seen = behind.iter().find(|s| s.header.number == loss.batches.end)?;
-    let resumed =
-        Chain { number: seen.header.number, seq: seen.header.first_seq, previous: seen.header.previous };
-    (observe(scan, seen.offset, header, place, &resumed) == Here::Valid).then_some((seen.offset, resumed))
+    // Damage may have grown since a loss was put on record: the shortest that leads on is taken.
+    let mut ends: Vec<u64> = manifest.losses_with(chain.number).map(|loss| loss.batches.end).collect();
+    ends.sort_unstable();
+    let resumed = |seen: &Seen| Chain {
+        number: seen.header.number,
+        seq: seen.header.first_seq,
+        previous: seen.header.previous,
+    };
+    ends.into_iter().find_map(|end| {
+        let candidates = behind.iter().filter(|s| s.header.number == end);
+        candidates
+            .map(|seen| (seen.offset, resumed(seen)))
+            .find(|(offset, chain)| observe(scan, *offset, header, place, chain) == Here::Valid)
+    })
 }
 
 fn describe(

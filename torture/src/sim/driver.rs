@@ -447,12 +447,13 @@ impl Life {
                 clean &= retired.is_ok();
             }
         }
-        if clean {
+        if failed.is_none() {
+            // As the engine does it: also if something could not be sealed or removed.
             let ended = self.shards.iter().zip(&self.slow);
             let ended = ended.map(|(s, slow)| LogLine::Ended { shard: slow.shard, chain: s.chain() });
             let mut lines: Vec<String> = ended.map(|line| line.write()).collect();
             lines.push(LogLine::Closed { epoch: self.epoch, wall: 0 }.write());
-            clean = self.journal.append(&lines).is_ok();
+            clean &= self.journal.append(&lines).is_ok();
         }
         if h.world.is_down() {
             return Ok(Some(self));

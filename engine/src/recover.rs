@@ -18,6 +18,7 @@ use hanaper_shards::manifest::{LogState, Loss, ManifestError, ShardLine, ShardMa
 use hanaper_shards::segment::paths::{self, Name};
 use hanaper_shards::segment::scan::scan;
 use hanaper_shards::wal::chain::{self, Damage, Examined, Place, UnusedKind};
+use hanaper_shards::wal::open::compare;
 use hanaper_shards::wal::recovery;
 
 use crate::error::{OpenError, ReadError};
@@ -302,7 +303,8 @@ fn look_at(disk: &ReadOnly, place: Place, log: &LogState) -> Result<Found, ReadE
         view.manifest.losses.extend(new);
         view.examined = chain::examine(disk, place, &view.manifest)
             .map_err(ReadError::io(format!("shard {}", place.shard)))?;
-        view.examined.compare(place, &view.manifest, &view.expected);
+        compare(disk, place, &view.manifest, &view.expected, &mut view.examined)
+            .map_err(ReadError::io(format!("shard {}", place.shard)))?;
     }
     let meaning = "more damage than can be put on record at once; mend its segments one by one".to_owned();
     Err(ReadError::Damaged { verdict: "NOT-COVERED", place: format!("shard {}", place.shard), meaning })

@@ -230,3 +230,31 @@ fn a_fresh_log_passes() {
     assert_eq!(check(folder.path()).1, []);
     assert_eq!(inspect(folder.path()).unwrap().owner_pid, None);
 }
+
+/// Readers ask whether somebody has the log open, by a shared lock for a moment. That is no reason to refuse
+/// an opening.
+#[test]
+fn readers_do_not_keep_an_owner_out() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path().join("log");
+    let open = || hanaper::Log::builder(&folder).segment_bytes(1 << 20).calibrate(false).pin(false).open();
+    open().unwrap().close().unwrap();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let lock = std::fs::File::open(folder.join("lock")).unwrap();
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                if lock.try_lock_shared().is_ok() {
+                    std::hint::black_box(hanaper::read::Reader::open(&folder).unwrap().shards());
+                    lock.unlock().unwrap();
+                }
+            }
+        });
+        let refused = (0..20).find_map(|_| match open() {
+            Ok(log) => log.close().err().map(|e| e.to_string()),
+            Err(error) => Some(error.to_string()),
+        });
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(refused, None);
+    });
+}

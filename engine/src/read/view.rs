@@ -16,6 +16,7 @@ use hanaper_shards::manifest::{Expected, LogState, Sealed, SegmentState, ShardMa
 use hanaper_shards::segment::footer::IndexEntry;
 use hanaper_shards::segment::paths::{self, Name};
 use hanaper_shards::wal::chain::{self, Damage, Examined, Place};
+use hanaper_shards::wal::open::compare;
 
 use super::disk::ReadOnly;
 use crate::error::ReadError;
@@ -125,7 +126,7 @@ impl View {
         // If it came alive meanwhile, what was read may be in doubt: it counts as live until taken again.
         let is_live = live || live_before;
         if !is_live {
-            examined.compare(place, &before, &expected);
+            compare(disk, place, &before, &expected, &mut examined).map_err(failed())?;
         }
         if expected.manifest && !exists(disk, &paths::shard_manifest(place.shard))? {
             examined.damage.push(Damage {

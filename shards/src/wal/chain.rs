@@ -6,7 +6,7 @@ use std::io;
 use crate::aligned::AlignedBuf;
 use crate::batch::{Batch, Digest, LogId};
 use crate::io::{Access, Disk};
-use crate::manifest::{Expected, Loss, Sealed, SegmentState, ShardState};
+use crate::manifest::{Loss, Sealed, SegmentState, ShardState};
 use crate::segment::footer::{self, FooterFault, IndexEntry, SUMMARY_BYTES, Summary};
 use crate::segment::header::{Found, Header, Origin, Predecessor};
 use crate::segment::paths::{self, Name};
@@ -134,44 +134,6 @@ pub struct Examined {
     pub next_index: u64,
     /// The latest opening that any of these segments belongs to.
     pub epoch: u64,
-}
-
-impl Examined {
-    /// Compares it with what `log.manifest` knows: files of an older copy are whole in themselves.
-    pub fn compare(&mut self, place: Place, manifest: &ShardState, expected: &Expected) {
-        if !self.damage.is_empty() {
-            // It has not been followed to its end.
-            return;
-        }
-        let mut complain = |verdict, place: String, meaning: String| {
-            self.damage.push(Damage { verdict, place, meaning, loss: None });
-        };
-        if self.epoch > expected.epoch {
-            let meaning = format!(
-                "shard {} was written in opening {}, and here the last opening is number {}: an older copy of this file stands in its place",
-                place.shard, self.epoch, expected.epoch
-            );
-            complain("STALE-MANIFEST", paths::LOG_MANIFEST.to_owned(), meaning);
-        }
-        let Some(ended) = expected.ended else { return };
-        let meaning = if self.chain.number < ended.number {
-            format!(
-                "its chain ends before batch {} (record {}), and the log was closed with batches up to {} (record {}): older copies of its files stand in their place",
-                self.chain.number, self.chain.seq, ended.number, ended.seq
-            )
-        } else if self.chain.number == ended.number
-            && self.chain != ended
-            && !manifest.losses.iter().any(|l| l.batches.end == ended.number)
-        {
-            format!(
-                "its last batch {} is not the one that the log was closed with",
-                ended.number.saturating_sub(1)
-            )
-        } else {
-            return;
-        };
-        complain("ROLLED-BACK", format!("shard {}", place.shard), meaning);
-    }
 }
 
 /// A segment file that was read.

@@ -12,10 +12,11 @@
 
 use std::io;
 
-use crate::batch::Incarnation;
+use crate::batch::{Digest, Incarnation};
 use crate::io::Disk;
-use crate::manifest::{Expected, ManifestError, ShardManifest};
-use crate::wal::chain::{self, Examined, Place};
+use crate::manifest::{Expected, ManifestError, SegmentState, ShardManifest, ShardState};
+use crate::segment::paths;
+use crate::wal::chain::{self, Damage, Examined, Place};
 use crate::wal::prepare;
 use crate::wal::recovery::{self, Begin, RecoveryError, Start};
 
@@ -72,7 +73,7 @@ impl<D: Disk> Opening<D> {
     pub fn look(self) -> io::Result<Looked<D>> {
         let Opening { disk, place, expected, manifest, locks } = self;
         let mut examined = chain::examine(&disk, place, &manifest.state)?;
-        examined.compare(place, &manifest.state, &expected);
+        compare(&disk, place, &manifest.state, &expected, &mut examined)?;
         // Nothing is in flight any more, and the log's own lock keeps others out; recovery takes the locks of
         // the files that it opens itself.
         drop(locks);
@@ -99,4 +100,69 @@ impl<D: Disk> Looked<D> {
         }
         Ok(Opened { place, manifest, start })
     }
+}
+
+/// Compares what was found with what `log.manifest` knows: files of an older copy are whole in themselves.
+/// What does not agree is added to the damage.
+pub fn compare<D: Disk>(
+    disk: &D,
+    place: Place,
+    manifest: &ShardState,
+    expected: &Expected,
+    examined: &mut Examined,
+) -> io::Result<()> {
+    if !examined.damage.is_empty() {
+        // It has not been followed to its end.
+        return Ok(());
+    }
+    if examined.epoch > expected.epoch {
+        let meaning = format!(
+            "shard {} was written in opening {}, and here the last opening is number {}: an older copy of this file stands in its place",
+            place.shard, examined.epoch, expected.epoch
+        );
+        let place = paths::LOG_MANIFEST.to_owned();
+        examined.damage.push(Damage { verdict: "STALE-MANIFEST", place, meaning, loss: None });
+    }
+    let Some(ended) = expected.ended else { return Ok(()) };
+    let Some(last) = ended.number.checked_sub(1) else { return Ok(()) };
+    let meaning = if examined.chain.number <= last {
+        format!(
+            "its chain ends before batch {} (record {}), and the log was closed with batches up to {} (record {}): older copies of its files stand in their place",
+            examined.chain.number, examined.chain.seq, ended.number, ended.seq
+        )
+    } else {
+        match digest_of(disk, place, manifest, examined, last)? {
+            Some(digest) if digest != ended.previous => {
+                format!("its batch {last} is not the one that the log was closed with")
+            }
+            // `None` is on record as lost, or damage that whoever reads it will meet.
+            _ => return Ok(()),
+        }
+    };
+    let place = format!("shard {}", place.shard);
+    examined.damage.push(Damage { verdict: "ROLLED-BACK", place, meaning, loss: None });
+    Ok(())
+}
+
+/// The digest of one batch.
+fn digest_of<D: Disk>(
+    disk: &D,
+    place: Place,
+    manifest: &ShardState,
+    examined: &Examined,
+    number: u64,
+) -> io::Result<Option<Digest>> {
+    let mut entries = examined.segments.iter().flat_map(|s| &s.batches);
+    if let Some(entry) = entries.find(|e| e.number == number) {
+        return Ok(Some(entry.digest));
+    }
+    for (&index, state) in &manifest.segments {
+        if let SegmentState::Sealed(sealed) = state
+            && sealed.batches.contains(&number)
+        {
+            let Ok((_, entries)) = chain::read_sealed(disk, place, index, sealed)? else { return Ok(None) };
+            return Ok(entries.iter().find(|e| e.number == number).map(|e| e.digest));
+        }
+    }
+    Ok(None)
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_queue::SegQueue;
 use hanaper_shards::io::Disk;
-use hanaper_shards::manifest::ShardManifest;
+use hanaper_shards::manifest::{ShardLine, ShardManifest};
 use hanaper_shards::shard::{Request, Supply};
 use hanaper_shards::wake::Wake;
 use hanaper_shards::wal::prepare::{Preparation, PrepareError, Prepared};
@@ -178,6 +178,7 @@ pub(crate) struct SlowWorker<D: Disk> {
     /// The first of `prepares`, if it has been begun.
     preparation: Option<Preparation<D::File>>,
     ask_again: Option<Instant>,
+    begun: VecDeque<(usize, u64)>,
     seals: VecDeque<(usize, Box<SealJob>)>,
     /// Shards whose seals failed: later ones must not overtake them.
     unsealable: Vec<usize>,
@@ -193,6 +194,7 @@ impl<D: Disk> SlowWorker<D> {
             prepares: VecDeque::new(),
             preparation: None,
             ask_again: None,
+            begun: VecDeque::new(),
             seals: VecDeque::new(),
             unsealable: Vec::new(),
         }
@@ -263,11 +265,15 @@ impl<D: Disk> SlowWorker<D> {
         s.wake.notify();
     }
 
-    /// One segment is sealed.
+    /// One segment is put on record as begun, or sealed.
     pub(crate) fn seal_turn(&mut self) -> Next {
         // Looked at before the requests: none comes after it.
         let stopped = self.queue.is_stopped();
         self.take_requests();
+        if let Some((slot, index)) = self.begun.pop_front() {
+            self.note_begun(slot, index);
+            return Next::Again;
+        }
         match self.seals.pop_front() {
             Some((slot, job)) => {
                 self.seal(slot, &job);
@@ -275,6 +281,14 @@ impl<D: Disk> SlowWorker<D> {
             }
             None if stopped => Next::Done,
             None => Next::Wait(LONG),
+        }
+    }
+
+    fn note_begun(&mut self, slot: usize, index: u64) {
+        let s = &mut self.shards[slot];
+        if let Err(error) = s.manifest.append(&[ShardLine::Begun { index }]) {
+            // Without it, a segment whose front is lost looks like one that was never used; nothing else hangs on it.
+            self.notices.push(error.to_string());
         }
     }
 
@@ -294,6 +308,7 @@ impl<D: Disk> SlowWorker<D> {
         while let Some((slot, request)) = self.queue.requests.pop() {
             match request {
                 Request::Prepare { index } => self.prepares.push_back((slot, index)),
+                Request::Begun { index } => self.begun.push_back((slot, index)),
                 Request::Seal(job) => self.seals.push_back((slot, job)),
             }
         }

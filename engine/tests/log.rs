@@ -255,3 +255,38 @@ fn the_glommio_driver_is_there_or_says_that_it_is_not() {
         Err(error) => assert!(error.to_string().contains("glommio"), "{error}"),
     }
 }
+
+/// What looks like a spare may be a segment that has lost its front, or all of it.
+#[test]
+fn a_segment_that_was_begun_is_no_spare_when_it_is_blank() {
+    for zeroed in [4096, 512 << 10, 1 << 20] {
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path().join("log");
+        let log = builder(&folder).shards(1).open().unwrap();
+        let mut producer = log.producer().unwrap();
+        for _ in 0..30 {
+            let ticket = append(&mut producer, b"k", &[7; 20_000]);
+            producer.wait(ticket, WaitFor::block()).unwrap();
+        }
+        let on_record = || {
+            let bytes = std::fs::read(folder.join("shard-0000.manifest")).unwrap();
+            bytes.windows(13).any(|piece| piece == b"begun index=0")
+        };
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while !on_record() {
+            assert!(std::time::Instant::now() < deadline, "the segment is never on record as begun");
+            std::thread::yield_now();
+        }
+        // As a crash would.
+        drop((producer, log));
+        let file = folder.join("shard-0000-0000000000.segment");
+        let mut bytes = std::fs::read(&file).unwrap();
+        bytes[..zeroed].fill(0);
+        std::fs::write(&file, &bytes).unwrap();
+        let mut findings = Vec::new();
+        hanaper::read::verify::verify(&folder, &Default::default(), &mut |f| findings.push(f)).unwrap();
+        assert!(findings.iter().any(|f| f.fails), "{zeroed} bytes of zeros: {findings:?}");
+        let refused = builder(&folder).open().map(|_| ()).unwrap_err();
+        assert_eq!(refused.kind(), hanaper::ErrorKind::Integrity, "{refused}");
+    }
+}

@@ -13,6 +13,7 @@
 //! shard-0000.manifest
 //!   shard log=HEX generation=0 shard=0
 //!   segment index=0 bytes=67108864            exists from here on, with space promised
+//!   begun index=0                             its first batch is durable
 //!   sealed index=0 bytes=8192 end=8192 cut_end=8192 batches=0..1 seqs=0..7 digest=HEX
 //!   void index=1 reason=superseded            kept as it is; no batch of it counts
 //!   retired index=2 reason=unused             unlinked
@@ -22,7 +23,7 @@
 //! then is it used. Headers decide where a segment ends, the manifest decides what must exist.
 //! A word that this program does not know is an error: it was written by a newer one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use crate::batch::{Digest, Incarnation, LogId};
@@ -300,6 +301,7 @@ pub struct Loss {
 pub enum ShardLine {
     Shard { log: LogId, generation: u32, shard: u32 },
     Segment { index: u64, bytes: u64 },
+    Begun { index: u64 },
     Sealed { index: u64, sealed: Sealed },
     Void { index: u64, reason: String },
     Retired { index: u64, reason: String },
@@ -314,6 +316,7 @@ impl ShardLine {
                 format!("shard log={} generation={generation} shard={shard}", hex(log))
             }
             ShardLine::Segment { index, bytes } => format!("segment index={index} bytes={bytes}"),
+            ShardLine::Begun { index } => format!("begun index={index}"),
             ShardLine::Sealed { index, sealed: s } => format!(
                 "sealed index={index} bytes={} end={} cut_end={} batches={}..{} seqs={}..{} digest={}",
                 s.bytes,
@@ -346,6 +349,7 @@ impl ShardLine {
                     shard: f.number("shard")?,
                 },
                 "segment" => ShardLine::Segment { index: f.number("index")?, bytes: f.number("bytes")? },
+                "begun" => ShardLine::Begun { index: f.number("index")? },
                 "sealed" => ShardLine::Sealed {
                     index: f.number("index")?,
                     sealed: Sealed {
@@ -375,6 +379,8 @@ impl ShardLine {
 pub struct ShardState {
     /// Every segment that was ever made, by index.
     pub segments: BTreeMap<u64, SegmentState>,
+    /// Segments whose first batch is known to be durable: one of them that looks blank is no spare.
+    pub begun: BTreeSet<u64>,
     /// Every known loss.
     pub losses: Vec<Loss>,
 }
@@ -402,6 +408,7 @@ impl ShardState {
             ShardLine::Segment { index, bytes } => {
                 self.segments.insert(*index, SegmentState::Exists { bytes: *bytes });
             }
+            ShardLine::Begun { index } => _ = self.begun.insert(*index),
             ShardLine::Sealed { index, sealed } => {
                 self.segments.insert(*index, SegmentState::Sealed(sealed.clone()));
             }
@@ -565,6 +572,7 @@ mod tests {
         let lines = [
             ShardLine::Shard { log: [7; 16], generation: 1, shard: 2 },
             ShardLine::Segment { index: 3, bytes: 4 },
+            ShardLine::Begun { index: 3 },
             ShardLine::Sealed { index: 3, sealed },
             ShardLine::Void { index: 4, reason: "superseded".into() },
             ShardLine::Retired { index: 5, reason: "unused".into() },

@@ -87,6 +87,11 @@ pub enum Request {
         /// Its index.
         index: u64,
     },
+    /// The first batch of this segment is durable: that goes on record, at leisure.
+    Begun {
+        /// Its index.
+        index: u64,
+    },
     /// This segment is full and durable.
     Seal(Box<SealJob>),
 }
@@ -425,6 +430,9 @@ impl<I: Io> Shard<I> {
         }
         Published::add(&self.published.acknowledged, commit.records);
         self.unstamped = !commit.stamp || !self.in_flight.is_empty();
+        if commit.offset == 0 {
+            self.requests.push(Request::Begun { index: commit.segment });
+        }
         while self.closing.front().is_some_and(|(end, _)| *end <= self.durable) {
             let (_, job) = self.closing.pop_front().expect("just seen");
             self.requests.push(Request::Seal(Box::new(job)));

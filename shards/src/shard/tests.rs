@@ -59,7 +59,7 @@ fn turn(shard: &mut Shard<SimIo>, io: &mut SimIo) -> Turn {
     let turn = shard.turn(io);
     for request in shard.take_requests() {
         // Nobody answers: the disk has no room.
-        assert!(matches!(request, Request::Prepare { .. } | Request::Seal(_)));
+        drop::<Request>(request);
     }
     let mut done = Vec::new();
     io.turn(Wait::No, &mut done).unwrap();

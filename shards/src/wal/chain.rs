@@ -298,7 +298,15 @@ pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Re
         let file = disk.open(&paths::segment(place.shard, index), Access::ReadDirect)?;
         files.insert(index, read_unsealed(disk, place, index, &file, &mut out.damage)?);
     }
-    for file in files.values() {
+    for (&index, file) in &files {
+        if file.header.is_none() && manifest.begun.contains(&index) && out.damage.is_empty() {
+            out.damage.push(Damage {
+                verdict: "SEGMENT-HEADER",
+                place: paths::segment(place.shard, index),
+                meaning: "it holds durable batches, and its header is gone".to_owned(),
+                loss: None,
+            });
+        }
         // A header inside a payload must not raise the watermark; nobody knows a segment's incarnation who has
         // not read it. Where the segment's own header is lost, any batch of this shard speaks for it.
         let ours = file.scan.seen.iter().filter(|s| {

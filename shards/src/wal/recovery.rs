@@ -195,7 +195,9 @@ pub fn recover<D: Disk>(
                 prepare::prepare(disk, manifest, place.shard, index, bytes, &mut || true)?
             }
         };
+        let index = target.index;
         write_successor(disk, place, &examined, begin, target, &mut start)?;
+        manifest.append(&[ShardLine::Begun { index }])?;
         settle_predecessors(disk, place, manifest, &examined, &mut start)?;
     }
     // Spares that a rotation will use must come after the active one in index, so that names tell the order.

@@ -14,7 +14,7 @@ use hanaper_shards::clock::{Clock, ManualClock};
 use hanaper_shards::io::sim::SimFile;
 use hanaper_shards::io::{Completion, Disk, Io, Wait};
 use hanaper_shards::journal::Journal;
-use hanaper_shards::manifest::{LogLine, ShardManifest};
+use hanaper_shards::manifest::{LogLine, ShardLine, ShardManifest};
 use hanaper_shards::shard::{self, Request, Shard, Supply, Turn};
 use hanaper_shards::wal::{prepare, recovery, seal};
 
@@ -348,15 +348,23 @@ impl Life {
                 return Ok(settled);
             }
         }
-        if let Some((slot, Request::Seal(job))) = self.seals.pop_front() {
-            let slow = &mut self.slow[slot];
-            if !slow.unsealable {
+        Ok(self.settle_segment(h))
+    }
+
+    /// Puts the next segment on record as begun, or seals it. Gives whether there was one.
+    fn settle_segment(&mut self, h: &mut History) -> bool {
+        let Some((slot, request)) = self.seals.pop_front() else { return false };
+        let slow = &mut self.slow[slot];
+        match request {
+            Request::Seal(job) if !slow.unsealable => {
                 h.tally.seals += 1;
                 slow.unsealable = seal::seal(&self.disk, &mut slow.manifest, &job).is_err();
             }
-            return Ok(true);
+            // A failure is met again by whoever seals it.
+            Request::Begun { index } => drop(slow.manifest.append(&[ShardLine::Begun { index }])),
+            _ => {}
         }
-        Ok(false)
+        true
     }
 
     fn prepare(&mut self, h: &mut History, slot: usize, index: u64) -> bool {
@@ -432,13 +440,7 @@ impl Life {
             return Err(format!("closed, and {} records were never acknowledged", self.waiting()));
         }
         self.prepares.clear();
-        while let Some((slot, Request::Seal(job))) = self.seals.pop_front() {
-            let slow = &mut self.slow[slot];
-            if !slow.unsealable {
-                h.tally.seals += 1;
-                slow.unsealable = seal::seal(&self.disk, &mut slow.manifest, &job).is_err();
-            }
-        }
+        while self.settle_segment(h) {}
         let mut clean = failed.is_none() && !self.slow.iter().any(|s| s.unsealable);
         for (shard, slow) in self.shards.iter_mut().zip(&mut self.slow) {
             for spare in shard.take_spares() {

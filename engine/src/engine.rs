@@ -127,16 +127,7 @@ impl Log {
         let clock_wall = Clock::start(0).anchor().wall_ns;
 
         let looked = look_at(&folder, &path, &state, &layout)?;
-        // On record before any segment belongs to it, and only if nothing is damaged.
-        let opened_line = LogLine::Opened { epoch, pid: std::process::id(), wall: clock_wall };
-        let fenced_before = std::mem::take(&mut state.fenced);
-        append(&mut journal, &[opened_line])
-            .map_err(|source| OpenError::Manifest { path: path.clone(), source })?;
-        let mut opened = recover(&path, looked, epoch, clock_wall, &builder)?;
-        let log_time_max =
-            opened.iter().map(|o| o.start.log_time_max).max().unwrap_or(0).max(old_log_time(&folder, &state));
-        let clock = Clock::start((log_time_max + 1).max(u64::try_from(clock_wall).unwrap_or(0)));
-
+        // What can fail for reasons of its own comes before anything is changed.
         let mut chosen = if builder.calibrate {
             probe::choose(&folder, builder.backend).map_err(io)?
         } else {
@@ -152,6 +143,16 @@ impl Log {
         let wakes: Vec<Arc<Wake>> =
             (0..drivers).map(|_| Wake::new()).collect::<Result<_, _>>().map_err(io)?;
         let slow_queue = SlowQueue::new().map_err(io)?;
+        // On record before any segment belongs to it, and only if nothing is damaged.
+        let opened_line = LogLine::Opened { epoch, pid: std::process::id(), wall: clock_wall };
+        let fenced_before = std::mem::take(&mut state.fenced);
+        append(&mut journal, &[opened_line])
+            .map_err(|source| OpenError::Manifest { path: path.clone(), source })?;
+        let mut opened = recover(&path, looked, epoch, clock_wall, &builder)?;
+        let log_time_max =
+            opened.iter().map(|o| o.start.log_time_max).max().unwrap_or(0).max(old_log_time(&folder, &state));
+        let clock = Clock::start((log_time_max + 1).max(u64::try_from(clock_wall).unwrap_or(0)));
+
         let mut ports = Vec::new();
         let mut slow_shards = Vec::new();
         let mut published = Vec::new();
@@ -235,12 +236,25 @@ impl Log {
                     runtime::spawn_driver(name, host, core, driver_path, folder, seats, drive)
                 }
             };
-            let spawned = handle.map_err(io)?;
-            refused = refused.or(spawned.refused);
-            handles.push(spawned.handle);
+            match handle {
+                Ok(spawned) => {
+                    refused = refused.or(spawned.refused);
+                    handles.push(spawned.handle);
+                }
+                Err(source) => {
+                    runtime::abandon(&orders, &wakes, handles);
+                    return Err(io(source));
+                }
+            }
         }
         let worker = SlowWorker::new(folder.clone(), slow_shards, Arc::clone(&slow_queue));
-        let slow = runtime::spawn_slow(worker).map_err(io)?;
+        let slow = match runtime::spawn_slow(worker) {
+            Ok(slow) => slow,
+            Err(source) => {
+                runtime::abandon(&orders, &wakes, handles);
+                return Err(io(source));
+            }
+        };
         // Once, whatever it was that did not get its executor.
         if let Some(why) = refused.or(slow.refused) {
             chosen.notices.push(format!("glommio does not start here ({why}); using plain threads instead"));

@@ -141,6 +141,12 @@ pub fn write(path: impl AsRef<Path>, _mode: Mode) -> Result<Plan, ReadError> {
     }
     let name = disk.path().display().to_string();
     let folder = Folder::open(disk.path()).map_err(ReadError::io(&*name))?;
+    // The log's own block, which may be larger than this disk's.
+    let folder = if disk.block_bytes() > folder.block_bytes() {
+        folder.with_block_bytes(disk.block_bytes())
+    } else {
+        folder
+    };
     let _lock = Lock::take(disk.path()).map_err(|error| match error {
         OpenError::Owned { .. } => ReadError::Owned { path: name.clone() },
         OpenError::Io { source, .. } => ReadError::Io { name: paths::LOCK.to_owned(), source },

@@ -156,6 +156,16 @@ pub(crate) fn spawn_driver<I: MakeIo + 'static>(
     }
 }
 
+/// Ends drivers whose log did not come to be: they must not hold its segments.
+pub(crate) fn abandon(orders: &Orders, wakes: &[Arc<Wake>], drivers: Vec<JoinHandle<Vec<Ended>>>) {
+    orders.abandon.store(true, Ordering::Release);
+    wakes.iter().for_each(|wake| wake.notify());
+    for driver in drivers {
+        // Why the opening failed says more than how a driver ended.
+        drop(driver.join());
+    }
+}
+
 /// Spawns the thread of the slow work: on glommio where that is built in and starts.
 pub(crate) fn spawn_slow(worker: SlowWorker<Folder>) -> std::io::Result<Spawned<SlowWorker<Folder>>> {
     let name = "hanaper-slow".to_owned();
@@ -268,7 +278,7 @@ fn run<I: Io<Disk = Folder>>(
         if io.will_block() {
             shards.iter_mut().for_each(Shard::wake_waiters);
         }
-        let reaped = step(io, Wait::No, shards, slots, &mut done);
+        let Ok(reaped) = step(io, Wait::No, shards, slots, &mut done) else { return end(shards, slots) };
         shards.iter_mut().for_each(Shard::wake_waiters);
         if busy || reaped {
             idle_since = drive.clock.now();
@@ -285,7 +295,10 @@ fn run<I: Io<Disk = Folder>>(
         if nothing {
             let now = drive.clock.now();
             let due = due.map_or(LONGEST_SLEEP, |at| Duration::from_nanos(at.saturating_sub(now)));
-            step(io, Wait::AtMost(due.min(LONGEST_SLEEP)), shards, slots, &mut done);
+            let slept = step(io, Wait::AtMost(due.min(LONGEST_SLEEP)), shards, slots, &mut done);
+            if slept.is_err() {
+                return end(shards, slots);
+            }
         }
         drive.wake.awake();
         idle_since = drive.clock.now();
@@ -297,16 +310,18 @@ fn closing_waits<I: Io>(shards: &[Shard<I>]) -> bool {
     shards.iter().all(Shard::is_closing)
 }
 
-/// Submits and reaps. Gives whether anything completed.
+/// Submits and reaps. Gives whether anything completed; after an error nothing ever will, and every shard
+/// has stopped.
 fn step<I: Io<Disk = Folder>>(
     io: &mut I,
     wait: Wait,
     shards: &mut [Shard<I>],
     slots: &[usize],
     done: &mut Vec<hanaper_shards::io::Completion>,
-) -> bool {
+) -> std::io::Result<bool> {
     if let Err(error) = io.turn(wait, done) {
         fail_all(shards, "io_uring_enter", &error);
+        return Err(error);
     }
     let any = !done.is_empty();
     shard::deliver(done, |slot, completion| {
@@ -314,7 +329,7 @@ fn step<I: Io<Disk = Folder>>(
             slots.iter().position(|&s| s == usize::from(slot)).expect("a token carries its shard's slot");
         shards[at].complete(completion);
     });
-    any
+    Ok(any)
 }
 
 fn tell(policy: &FailurePolicy, why: &Stopped) {

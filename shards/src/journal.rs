@@ -20,6 +20,8 @@ const AHEAD_BYTES: u64 = 256 << 10;
 const READ_BLOCK_BYTES: usize = 4096;
 /// A journal longer than this was not written by us.
 const BYTES_MAX: u64 = 1 << 30;
+/// From here to that length nothing is appended, so that what was written can always be read.
+const FULL_BYTES: u64 = 1 << 20;
 
 /// What identifies a journal's batches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -285,6 +287,12 @@ impl<D: Disk> Journal<D> {
             return Err(failed(
                 &self.name,
                 io::Error::other("an earlier append to it failed; reopen the log"),
+            ));
+        }
+        if self.end > BYTES_MAX - FULL_BYTES {
+            return Err(failed(
+                &self.name,
+                io::Error::other("it has grown to its greatest length; go on in a new log"),
             ));
         }
         let body_bytes: usize = lines.iter().map(|l| record::encoded_bytes(0, l.len())).sum();

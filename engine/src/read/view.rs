@@ -114,13 +114,14 @@ impl View {
         if !live_before {
             sync(disk, place.shard, &before, &mut notices).map_err(failed())?;
         }
-        let mut examined = match chain::examine(disk, place, &before) {
-            Ok(examined) => examined,
-            // Removed by its owner between the listing and the opening.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                chain::examine(disk, place, &before).map_err(failed())?
+        let mut attempts = 0..ATTEMPTS;
+        let mut examined = loop {
+            match chain::examine(disk, place, &before) {
+                Ok(examined) => break examined,
+                // Removed by its owner between the listing and the opening.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && attempts.next().is_some() => {}
+                Err(error) => return Err(failed()(error)),
             }
-            Err(error) => return Err(failed()(error)),
         };
         let live = is_live(disk, place.shard, &before).map_err(failed())?;
         // If it came alive meanwhile, what was read may be in doubt: it counts as live until taken again.
@@ -128,11 +129,11 @@ impl View {
         if !is_live {
             compare(disk, place, &before, &expected, &mut examined).map_err(failed())?;
         }
-        if expected.manifest && !exists(disk, &paths::shard_manifest(place.shard))? {
+        if expected.manifest && before.segments.is_empty() && !has_manifest(disk, place)? {
             examined.damage.push(Damage {
                 verdict: "MISSING",
                 place: paths::shard_manifest(place.shard),
-                meaning: "the shard's manifest is gone, although the log has been open with it".to_owned(),
+                meaning: "the shard's manifest is gone or holds nothing whole, although the log has been open with it".to_owned(),
                 loss: None,
             });
         }
@@ -188,11 +189,15 @@ impl View {
     }
 }
 
-fn exists(disk: &ReadOnly, name: &str) -> Result<bool, ReadError> {
-    match disk.open(name, Access::Read) {
-        Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(ReadError::io(name)(error)),
+/// Whether its manifest is there, and holds something whole.
+fn has_manifest(disk: &ReadOnly, place: Place) -> Result<bool, ReadError> {
+    let identity = journal::Identity { log: place.log, shard: place.shard };
+    match journal::read(disk, &paths::shard_manifest(place.shard), identity) {
+        Ok(contents) => Ok(contents.is_some()),
+        Err(journal::JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            Ok(false)
+        }
+        Err(error) => Err(error.into()),
     }
 }
 

@@ -196,6 +196,11 @@ pub fn recover<D: Disk>(
             }
         };
         let index = target.index;
+        // What stays in place will be sealed, and nobody looks for a chain below the last sealed index.
+        let kept = examined.segments.iter().filter(|s| !kept_in(s, examined.watermark).is_empty());
+        for kept in kept.map(|s| s.index).chain(examined.base.map(|p| p.index)) {
+            assert!(index > kept, "a recovery goes into segment {index}, and segment {kept} before it stays");
+        }
         write_successor(disk, place, &examined, begin, target, &mut start)?;
         manifest.append(&[ShardLine::Begun { index }])?;
         settle_predecessors(disk, place, manifest, &examined, &mut start)?;

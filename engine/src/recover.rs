@@ -391,6 +391,10 @@ fn advice(damage: &Damage) -> &'static str {
         "FOOTER" | "LENGTH" | "INDEX" | "PADDING" => {
             "mend the segment into a new file (recover --input, --output), and put that into its place"
         }
+        "ROLLED-BACK" => {
+            "put the newest copy of all this shard's files back; the missing records were acknowledged, so no others may take their numbers"
+        }
+        "STALE-MANIFEST" => "put the newest copy of log.manifest back",
         "STRAY" if whose.ends_with(".segment") => {
             "restore the shard's manifest from a copy, if that was cut short; if not, move the segment elsewhere"
         }

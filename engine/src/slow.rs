@@ -223,6 +223,13 @@ impl<D: Disk> SlowWorker<D> {
                 self.shards[slot].supply.prepared.push(prepared);
                 self.tell(slot, false);
             }
+            // Nothing more can be put on record in that shard, however often it is tried: it goes on in what it has.
+            Err(error @ PrepareError::Manifest(_)) => {
+                self.notices.push(error.to_string());
+                self.prepares.retain(|(of, _)| *of != slot);
+                self.shards[slot].supply.broken.store(true, Ordering::Release);
+                self.tell(slot, false);
+            }
             Err(error) => {
                 // Anything but a full disk is asked again too: the shard says what it lacks.
                 let text = error.to_string();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use hanaper::read::{Reader, Select};
 use hanaper::{
     AppendError, Backend, Backpressure, Driver, Log, Producer, Receipt, Ticket, WaitError, WaitFor,
 };
@@ -226,6 +227,12 @@ fn refused_appends_are_counted_and_nothing_accepted_is_lost() {
     producer.flush().unwrap();
     assert!(accepted.iter().all(|t| producer.is_durable(*t)));
     log.close().unwrap();
+    // And that is on record.
+    let select = Select { control: true, ..Select::default() };
+    let records = Reader::open(folder.path()).unwrap().replay(select).map(Result::unwrap);
+    let words = records.map(|r| String::from_utf8_lossy(&r.payload).into_owned());
+    let counts = words.filter_map(|w| w.strip_prefix("refused producer=1 count=")?.parse::<u64>().ok());
+    assert_eq!(counts.sum::<u64>(), refused);
 }
 
 #[test]

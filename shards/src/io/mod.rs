@@ -160,6 +160,4 @@ pub trait Io {
     /// by the submitter's task work). Cheap when there is none. Called between the stages of a
     /// turn and within long hashing.
     fn nudge(&mut self) {}
-    /// Short name for people: `io_uring linked`, `pwrite+fdatasync`, ...
-    fn primitive(&self) -> &'static str;
 }

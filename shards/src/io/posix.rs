@@ -107,10 +107,6 @@ impl Io for PosixIo {
     fn in_flight(&self) -> usize {
         self.waiting.len()
     }
-
-    fn primitive(&self) -> &'static str {
-        if self.dsync { "pwritev2 RWF_DSYNC" } else { "pwrite+fdatasync" }
-    }
 }
 
 /// Performs one commit here and now.

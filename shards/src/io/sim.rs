@@ -403,10 +403,6 @@ impl Io for SimIo {
             world.nudge(self.id);
         }
     }
-
-    fn primitive(&self) -> &'static str {
-        "simulated"
-    }
 }
 
 impl Drop for SimIo {

@@ -367,10 +367,6 @@ impl Io for UringIo {
             let _ = self.enter(None);
         }
     }
-
-    fn primitive(&self) -> &'static str {
-        if self.inline { "io_uring linked, lone commits pwrite+fdatasync" } else { "io_uring linked" }
-    }
 }
 
 impl Drop for UringIo {

@@ -91,12 +91,6 @@ impl LaneConsumer {
         self.at == self.tail
     }
 
-    /// Bytes of the ring that are published and not popped, at the last look at the tail.
-    #[inline]
-    pub fn backlog_bytes(&self) -> u64 {
-        self.tail - self.at
-    }
-
     /// Size of the ring, words and padding of frames included.
     #[inline]
     pub fn capacity_bytes(&self) -> usize {

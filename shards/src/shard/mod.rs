@@ -68,13 +68,20 @@ pub struct Supply<F> {
     pub prepared: SegQueue<Prepared<F>>,
     /// Set by the slow work while the disk has no room for another segment.
     pub no_space: AtomicBool,
+    /// Set by the slow work when it can put no further segment on record: none will ever come.
+    pub broken: AtomicBool,
     /// Set by the shard while it has no segment to go on in: preparing then is not paced.
     pub hungry: AtomicBool,
 }
 
 impl<F> Default for Supply<F> {
     fn default() -> Self {
-        Supply { prepared: SegQueue::new(), no_space: false.into(), hungry: false.into() }
+        Supply {
+            prepared: SegQueue::new(),
+            no_space: false.into(),
+            broken: false.into(),
+            hungry: false.into(),
+        }
     }
 }
 
@@ -362,6 +369,9 @@ impl<I: Io> Shard<I> {
         self.take_lanes();
         self.take_supply();
         self.watch_space();
+        if self.failure().is_some() {
+            return Turn::IdleUntil(None);
+        }
         let mut busy = false;
         loop {
             busy |= self.gather();
@@ -650,7 +660,7 @@ impl<I: Io> Shard<I> {
             self.building = None;
             return Turn::Busy;
         }
-        if full {
+        if full || self.supply.broken.load(Ordering::Acquire) {
             // What is in the lanes cannot become durable any more.
             self.fail(Stopped::Poisoned { op: "prepare", errno: libc::ENOSPC, offset: 0 });
             return Turn::Done;

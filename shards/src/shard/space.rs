@@ -66,6 +66,12 @@ impl<I: Io> Shard<I> {
         let reserved = self.spares.len() > usize::from(self.active.is_none());
         self.scarce = !reserved && (self.scarce || self.supply.no_space.load(Ordering::Acquire));
         let closed = self.scarce || room < need;
+        if closed && self.supply.broken.load(Ordering::Acquire) {
+            // No segment will come, so producers would wait for ever. What was taken and is not durable is told
+            // so, as after any failure.
+            self.fail(Stopped::Poisoned { op: "append to the manifest", errno: libc::EIO, offset: 0 });
+            return;
+        }
         // The last spare is a recovery's, so appends are refused before there is none.
         let hungry = closed || room < 2 * need;
         if hungry != self.supply.hungry.load(Ordering::Relaxed) {

@@ -115,3 +115,17 @@ fn a_shard_that_has_stopped_has_no_work() {
     shard.fail(Stopped::Abandoned);
     assert!(!shard.has_work());
 }
+
+/// Where no segment can be put on record any more, nobody may wait for one for ever.
+#[test]
+fn a_shard_that_gets_no_segment_any_more_stops_and_says_so() {
+    let world = SimWorld::new(1);
+    let disk = world.disk();
+    let mut io = SimIo::new(disk.clone());
+    let mut shard = shard_with_one_segment(&disk);
+    turn(&mut shard, &mut io);
+    assert_eq!(shard.failure(), None);
+    shard.supply.broken.store(true, Ordering::Relaxed);
+    turn(&mut shard, &mut io);
+    assert!(matches!(shard.failure(), Some(Stopped::Poisoned { .. })), "{:?}", shard.failure());
+}

@@ -114,6 +114,7 @@ impl<F: Clone> Preparation<F> {
         assert_eq!(self.at, self.bytes, "finished before it was filled");
         let named = self.name_it(disk);
         self.or_give_back(disk, named)?;
+        // If that fails the file stays: the line may have reached the disk all the same, and then it must be there.
         manifest.append(&[ShardLine::Segment { index: self.index, bytes: self.bytes }])?;
         Ok(Prepared { index: self.index, file: self.file, bytes: self.bytes })
     }

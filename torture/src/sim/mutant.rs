@@ -172,8 +172,4 @@ impl Io for TestIo {
     fn nudge(&mut self) {
         self.inner.nudge();
     }
-
-    fn primitive(&self) -> &'static str {
-        self.inner.primitive()
-    }
 }

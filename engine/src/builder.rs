@@ -183,8 +183,9 @@ impl Builder {
         self
     }
 
-    /// Opens the log, recovering it if it was not closed. Refuses, and writes nothing, if something
-    /// that was durable is gone or altered.
+    /// Opens the log, recovering it if it was not closed. Refuses, and changes nothing, if something
+    /// that was durable is gone or altered, as far as opening reads: the manifests, and each shard of the
+    /// layout in force from its last sealed segment on. [`crate::read::verify`] reads all.
     pub fn open(mut self) -> Result<Log, OpenError> {
         self.check()?;
         Log::open(self).map_err(|error| match error {

@@ -7,8 +7,9 @@
 //!             (all shards so far, then the opening goes on record)
 //!   recover   makes durable what was found, and begins a segment
 //! ```
-//! A log with damage in any shard is refused before anything is written. And no segment belongs to
-//! an opening that is not on record, so that an older copy of `log.manifest` is seen.
+//! A log with damage in any shard of its layout is refused before anything is changed; a manifest may be
+//! made, and the last entry of one is written once more as it is. And no segment belongs to an opening
+//! that is not on record, so that an older copy of `log.manifest` is seen.
 
 use std::io;
 

@@ -16,7 +16,6 @@ use hanaper_shards::io::{Access, Disk};
 use hanaper_shards::journal::{self, Identity};
 use hanaper_shards::manifest::{LogState, Loss, ManifestError, ShardLine, ShardManifest, ShardState};
 use hanaper_shards::segment::paths::{self, Name};
-use hanaper_shards::segment::scan::scan;
 use hanaper_shards::wal::chain::{self, Damage, Examined, Place, UnusedKind};
 use hanaper_shards::wal::open::compare;
 use hanaper_shards::wal::recovery;
@@ -26,7 +25,7 @@ use crate::lock::Lock;
 use crate::read::acks::ShardAcks;
 use crate::read::check::ShardCheck;
 use crate::read::disk::ReadOnly;
-use crate::read::view::View;
+use crate::read::view::{self, View};
 use crate::read::{self, OwnedRecord};
 
 mod segment;
@@ -231,11 +230,14 @@ fn strays(log: &Log) -> Result<Vec<Damage>, ReadError> {
         let meaning = match paths::parse(&place) {
             Name::Stray => "it is not a file of this log",
             Name::Segment { shard, index } => {
-                // Of a shard that somebody writes to it may have been put on record meanwhile.
-                let mut still = log.shards.iter().filter(|found| !found.live);
-                let known = still.find(|found| found.place.shard == shard);
-                let unnamed = known.is_some_and(|found| !found.manifest.segments.contains_key(&index));
-                if !unnamed || is_blank(&log.disk, &place)? {
+                let Some(found) = log.shards.iter().find(|found| found.place.shard == shard) else {
+                    continue;
+                };
+                // An owner may have come meanwhile, and put it on record.
+                if found.manifest.segments.contains_key(&index)
+                    || view::is_blank(&log.disk, &place)?
+                    || view::is_listed_now(&log.disk, found.place, index)?
+                {
                     continue;
                 }
                 "a segment with data that the manifest does not name"
@@ -246,13 +248,6 @@ fn strays(log: &Log) -> Result<Vec<Damage>, ReadError> {
     }
     strays.sort_by(|a, b| a.place.cmp(&b.place));
     Ok(strays)
-}
-
-/// A crash between renaming a spare and putting it on record leaves a blank one.
-fn is_blank(disk: &ReadOnly, name: &str) -> Result<bool, ReadError> {
-    let file = disk.open(name, Access::ReadDirect).map_err(ReadError::io(name))?;
-    let found = scan(disk, &file, u64::MAX, &mut |_, _| {}).map_err(ReadError::io(name))?;
-    Ok(found.nonblank_end == 0)
 }
 
 /// What is wrong with a shard's manifest, if it is gone or altered. Without it nothing says which segments

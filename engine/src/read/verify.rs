@@ -17,12 +17,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
-use hanaper_shards::io::{Access, Disk, Entry};
+use hanaper_shards::io::{Disk, Entry};
 use hanaper_shards::journal::{self, Identity};
 use hanaper_shards::manifest::SegmentState;
-use hanaper_shards::segment::header::Header;
 use hanaper_shards::segment::paths::{self, Name};
-use hanaper_shards::segment::scan::scan;
 use hanaper_shards::wal::chain::Place;
 
 use super::acks::{self, ShardAcks};
@@ -319,8 +317,8 @@ fn files(
             Some(_) => {}
             // A crash between renaming a spare and putting it on record leaves a blank one.
             None => {
-                let blank = is_blank(disk, &name).map_err(ReadError::io(&*name))?;
-                if is_listed_now(disk, view.place, index)? {
+                let blank = view::is_blank(disk, &name)?;
+                if view::is_listed_now(disk, view.place, index)? {
                     continue;
                 }
                 if !blank {
@@ -356,24 +354,6 @@ fn belongs_to(name: &str, shard: u32) -> bool {
         Name::ShardManifest { shard: s } | Name::Segment { shard: s, .. } => s == shard,
         _ => false,
     }
-}
-
-fn is_blank(disk: &ReadOnly, name: &str) -> std::io::Result<bool> {
-    let file = match disk.open(name, Access::ReadDirect) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
-        other => other?,
-    };
-    let mut first = hanaper_shards::aligned::AlignedBuf::zeroed(disk.block_bytes() as usize);
-    let filled = disk.read(&file, 0, &mut first[..disk.block_bytes() as usize])?;
-    if Header::read(&first[..filled]) != hanaper_shards::segment::header::Found::Blank {
-        return Ok(false);
-    }
-    Ok(scan(disk, &file, u64::MAX, &mut |_, _| {})?.nonblank_end == 0)
-}
-
-/// On a live log it may have been put on record, and begun, since the view was taken.
-fn is_listed_now(disk: &ReadOnly, place: Place, index: u64) -> Result<bool, ReadError> {
-    Ok(hanaper_shards::manifest::ShardManifest::read(disk, place)?.segments.contains_key(&index))
 }
 
 /// One shard's check.

@@ -14,7 +14,9 @@ use hanaper_shards::io::{Access, Disk};
 use hanaper_shards::journal;
 use hanaper_shards::manifest::{Expected, LogState, Sealed, SegmentState, ShardManifest, ShardState};
 use hanaper_shards::segment::footer::IndexEntry;
+use hanaper_shards::segment::header::Found;
 use hanaper_shards::segment::paths::{self, Name};
+use hanaper_shards::segment::scan::scan;
 use hanaper_shards::wal::chain::{self, Damage, Examined, Place};
 use hanaper_shards::wal::open::compare;
 
@@ -221,6 +223,23 @@ fn unsealed(disk: &ReadOnly, shard: u32, manifest: &ShardState) -> io::Result<Ve
         (s == shard && open).then_some(name)
     });
     Ok(names.collect())
+}
+
+/// Whether a segment file holds nothing at all. A crash between renaming a spare and putting it on record
+/// leaves such a one.
+pub(crate) fn is_blank(disk: &ReadOnly, name: &str) -> Result<bool, ReadError> {
+    let file = match disk.open(name, Access::ReadDirect) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+        other => other.map_err(ReadError::io(name))?,
+    };
+    let found = scan(disk, &file, u64::MAX, &mut |_, _| {}).map_err(ReadError::io(name))?;
+    Ok(found.header == Found::Blank && found.nonblank_end == 0)
+}
+
+/// Whether a segment is on record by now: of a log with an owner it may have been made since the manifest
+/// was read.
+pub(crate) fn is_listed_now(disk: &ReadOnly, place: Place, index: u64) -> Result<bool, ReadError> {
+    Ok(ShardManifest::read(disk, place)?.segments.contains_key(&index))
 }
 
 /// A dead owner's last writes may be in the page cache or in the device's. On disk they are what

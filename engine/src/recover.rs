@@ -224,7 +224,16 @@ fn look(path: &Path) -> Result<Log, ReadError> {
 /// Files that no manifest names.
 fn strays(log: &Log) -> Result<Vec<Damage>, ReadError> {
     let failed = || ReadError::io(log.disk.path().display().to_string());
-    let mut strays = Vec::new();
+    let taken = read::verify::taken_names(&log.disk)?;
+    let mut strays: Vec<Damage> = taken
+        .into_iter()
+        .map(|place| Damage {
+            verdict: "STRAY",
+            place,
+            meaning: "a file of the log should stand here, and this is none".to_owned(),
+            loss: None,
+        })
+        .collect();
     for entry in std::fs::read_dir(log.disk.path()).map_err(failed())? {
         let place = entry.map_err(failed())?.file_name().to_string_lossy().into_owned();
         let meaning = match paths::parse(&place) {

@@ -249,6 +249,34 @@ fn a_loss_at_the_edge_of_what_is_durable_lets_the_log_go_on() {
     }
 }
 
+/// A sealed segment of which nothing is left can be put on record as a whole, however it came to that.
+#[test]
+fn a_sealed_segment_that_is_emptied_can_be_put_on_record() {
+    for bytes in [0usize, 1, 4096] {
+        let hand = sample();
+        fs::write(hand.file(0, 1), vec![0; bytes]).unwrap();
+        let plan = recover::write(hand.path(), Mode::Conservative).unwrap();
+        assert!(plan.loses(), "{plan:?}");
+        let report = check(hand.path());
+        assert_eq!((report.failures, report.losses), (0, 1), "{bytes} bytes are left of it");
+        let wanted: Vec<u64> = (0..40).filter(|seq| !(10..20).contains(seq)).collect();
+        assert_eq!(seqs(hand.path()), wanted);
+    }
+}
+
+/// Zeros behind a sealed segment hide its footer from those who look for it at the end.
+#[test]
+fn a_sealed_segment_that_was_made_longer_is_mended() {
+    let hand = sample();
+    let sealed = fs::read(hand.file(0, 1)).unwrap();
+    let mut longer = sealed.clone();
+    longer.resize(sealed.len() + 8192, 0);
+    fs::write(hand.file(0, 1), &longer).unwrap();
+    let mended = hand.beside("mended.segment");
+    recover::segment(hand.file(0, 1), &mended, Mode::Conservative).unwrap();
+    assert!(fs::read(&mended).unwrap() == sealed);
+}
+
 /// A loss on record, and then the batch behind it rots as well.
 #[test]
 fn damage_that_grows_beside_a_loss_can_be_put_on_record() {

@@ -206,7 +206,10 @@ impl<'a> ShardCheck<'a> {
         self.report.bytes += file_bytes;
         self.report.segments += 1;
 
-        let Some(header) = self.header(&name, place, index, &found.header) else {
+        // Without header and footer nothing in it can be proven.
+        let unproven =
+            footer.is_none().then(|| Loss { batches: sealed.batches.clone(), seqs: sealed.seqs.clone() });
+        let Some(header) = self.header(&name, place, index, &found.header, unproven) else {
             *at = unreadable;
             if let Some((summary, index)) = &footer {
                 // The manifest names the footer, and the footer every batch: that much can still be proven.
@@ -311,7 +314,15 @@ impl<'a> ShardCheck<'a> {
         }
     }
 
-    fn header(&mut self, name: &str, place: Place, index: u64, found: &Found) -> Option<Header> {
+    /// `loss` is what is lost if it cannot be read.
+    fn header(
+        &mut self,
+        name: &str,
+        place: Place,
+        index: u64,
+        found: &Found,
+        loss: Option<Loss>,
+    ) -> Option<Header> {
         let (verdict, meaning) = match found {
             Found::Good(h) if h.log != place.log => {
                 ("FOREIGN-LOG", "it is a segment of another log".to_owned())
@@ -327,12 +338,8 @@ impl<'a> ShardCheck<'a> {
             Found::Blank => ("SEGMENT-HEADER", "its header is gone (zeros)".to_owned()),
             Found::Bad => ("SEGMENT-HEADER", "its header is altered".to_owned()),
         };
-        self.say(
-            verdict,
-            name,
-            format!("{meaning}; its batches are proven by its footer alone, if at all"),
-            true,
-        );
+        let meaning = format!("{meaning}; its batches are proven by its footer alone, if at all");
+        self.damage(Damage { verdict, place: name.to_owned(), meaning, loss });
         None
     }
 

@@ -334,7 +334,7 @@ fn files(
 }
 
 /// Names of files of a log that something else has: a folder, a link, a pipe.
-fn taken_names(disk: &ReadOnly) -> Result<Vec<String>, ReadError> {
+pub(crate) fn taken_names(disk: &ReadOnly) -> Result<Vec<String>, ReadError> {
     let folder = disk.path().display().to_string();
     let mut taken = Vec::new();
     for found in std::fs::read_dir(disk.path()).map_err(ReadError::io(&*folder))? {

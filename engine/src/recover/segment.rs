@@ -134,8 +134,15 @@ impl Failure {
 impl Source {
     fn mend(&self, name: &str, mode: Mode) -> Result<Mended, Failure> {
         let block = self.disk.block_bytes();
-        let file_bytes = self.disk.bytes(&self.file)?;
-        let footer = chain::read_footer(&self.disk, &self.file, file_bytes)?;
+        let mut file_bytes = self.disk.bytes(&self.file)?;
+        let mut footer = chain::read_footer(&self.disk, &self.file, file_bytes)?;
+        if footer.is_err() {
+            // It may have zeros behind it that were not there when it was sealed.
+            let data_end = scan(&self.disk, &self.file, u64::MAX, &mut |_, _| {})?.nonblank_end;
+            if let Ok(found) = chain::read_footer(&self.disk, &self.file, data_end)? {
+                (footer, file_bytes) = (Ok(found), data_end);
+            }
+        }
         let sealed_end = footer.as_ref().ok().map(|(summary, ..)| summary.end);
         let mut found = scan(&self.disk, &self.file, sealed_end.unwrap_or(u64::MAX), &mut |_, _| {})?;
         let padded = self.forgive_padding(&mut found)?;

@@ -15,6 +15,7 @@ pub mod io;
 pub mod journal;
 pub mod lane;
 pub mod manifest;
+pub mod merkle;
 pub mod record;
 pub mod router;
 pub mod segment;

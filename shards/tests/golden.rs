@@ -166,6 +166,7 @@ impl Writer {
             wall_ns: 1_700_000_000_000_000_000,
             log_time: 1_700_000_000_000_000_000,
             carried: Vec::new(),
+            tree: self.start.tree.clone(),
         };
         let mut block = AlignedBuf::zeroed(BLOCK);
         header.write(&mut block[..BLOCK]);
@@ -195,6 +196,7 @@ impl Writer {
         let entry = IndexEntry::new(active.offset, &batch.header, batch.digest);
         active.offset += bytes.len() as u64;
         active.batches.push(entry);
+        chain::grow(&mut self.start.tree, &[entry]);
         self.start.chain = Chain { number: entry.number + 1, seq: entry.end_seq(), previous: entry.digest };
     }
 

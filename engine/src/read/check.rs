@@ -11,6 +11,7 @@ use hanaper_shards::aligned::AlignedBuf;
 use hanaper_shards::clock::Anchor;
 use hanaper_shards::io::{Access, Disk};
 use hanaper_shards::manifest::{Loss, Sealed, SegmentState};
+use hanaper_shards::merkle::{self, Frontier};
 use hanaper_shards::segment::footer::{self, IndexEntry, Summary};
 use hanaper_shards::segment::header::{Found, Header, Predecessor};
 use hanaper_shards::segment::paths;
@@ -40,6 +41,10 @@ pub(crate) struct ShardCheck<'a> {
     pub failed: Vec<Damage>,
     /// Where the chain ended when the log was last closed.
     ended: Option<Chain>,
+    /// The tree of all batches so far; `None` behind a loss.
+    tree: Option<Frontier>,
+    /// The tree that the segment's header names, until the batches are there.
+    named: Option<Frontier>,
 }
 
 /// What a check says while it runs.
@@ -62,7 +67,16 @@ struct Position {
 
 impl<'a> ShardCheck<'a> {
     pub(crate) fn new(disk: &'a ReadOnly, acks: ShardAcks, tell: &'a mut dyn FnMut(Told)) -> ShardCheck<'a> {
-        ShardCheck { disk, acks, tell, report: Report::default(), failed: Vec::new(), ended: None }
+        ShardCheck {
+            disk,
+            acks,
+            tell,
+            report: Report::default(),
+            failed: Vec::new(),
+            ended: None,
+            tree: Some(Frontier::new()),
+            named: None,
+        }
     }
 
     fn say(
@@ -231,6 +245,7 @@ impl<'a> ShardCheck<'a> {
             return Ok(());
         };
         self.link(&name, &header, at, footer.as_ref().map(|f| &f.0));
+        self.named = Some(header.tree.clone());
         let mut start = at.chain;
         if !at.digest_known {
             // What came before cannot be read, so the header's word is the best there is.
@@ -377,6 +392,7 @@ impl<'a> ShardCheck<'a> {
     fn batches(&mut self, place: Place, name: &str, entries: &[IndexEntry], faults: &BTreeMap<u64, Fault>) {
         let mut lost = Vec::new();
         for entry in entries {
+            self.grow_tree(name, entry);
             self.report.batches += 1;
             self.report.records += u64::from(entry.count);
             let ended = self.ended.filter(|ended| ended.number == entry.number + 1);
@@ -390,6 +406,27 @@ impl<'a> ShardCheck<'a> {
             }
         }
         self.missing(place.shard, &lost);
+        if let Some(last) = entries.last() {
+            self.tree_named(name, last.number + 1);
+        }
+    }
+
+    fn grow_tree(&mut self, name: &str, entry: &IndexEntry) {
+        self.tree_named(name, entry.number);
+        self.tree = self.tree.take().filter(|tree| tree.size() == entry.number);
+        if let Some(tree) = &mut self.tree {
+            tree.push(merkle::leaf(&entry.digest));
+        }
+    }
+
+    /// Compares the tree before this batch with the one that the segment's header names, if it names that one.
+    fn tree_named(&mut self, name: &str, number: u64) {
+        let Some(named) = self.named.take_if(|named| named.size() == number) else { return };
+        if self.tree.as_ref().is_some_and(|tree| tree.size() == number && *tree != named) {
+            let meaning = "its header names another tree than that of the batches before it";
+            self.say("SHARD-TREE", name, meaning, true);
+        }
+        self.tree = Some(named);
     }
 
     fn missing(&mut self, shard: u32, lost: &[Missing]) {
@@ -516,6 +553,7 @@ impl<'a> ShardCheck<'a> {
                 at.digest_known = false;
             }
             self.link(&name, &segment.header, &at, None);
+            self.named = Some(segment.header.tree.clone());
             self.promised(view, segment.index, segment.file_bytes)?;
             // Of a live log, what is above the watermark may be half written.
             let (known, above) =

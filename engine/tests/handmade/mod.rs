@@ -1,6 +1,7 @@
 //! Logs made by hand, byte for byte, so that readers are tested without the engine that they check.
 #![allow(dead_code)] // Each test file uses its part.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use hanaper_shards::aligned::AlignedBuf;
@@ -10,12 +11,13 @@ use hanaper_shards::io::disk::{Folder, FolderFile};
 use hanaper_shards::io::{Access, Disk};
 use hanaper_shards::journal::{Identity, Journal};
 use hanaper_shards::manifest::{Layout, LogLine, ShardManifest};
+use hanaper_shards::merkle::Frontier;
 use hanaper_shards::record::{self, Kind};
 use hanaper_shards::router::Router;
 use hanaper_shards::segment::footer::IndexEntry;
 use hanaper_shards::segment::header::{Header, Origin, Predecessor};
 use hanaper_shards::segment::paths;
-use hanaper_shards::wal::chain::{Chain, Place};
+use hanaper_shards::wal::chain::{self, Chain, Place};
 use hanaper_shards::wal::prepare::prepare;
 use hanaper_shards::wal::seal::{self, SealJob};
 
@@ -147,6 +149,14 @@ impl HandShard {
         }
     }
 
+    /// The tree of all batches so far.
+    fn tree(&self) -> Frontier {
+        let mut tree = Frontier::new();
+        let entries: BTreeMap<u64, IndexEntry> = self.batches.iter().map(|(_, e)| (e.number, *e)).collect();
+        chain::grow(&mut tree, &entries.range(..self.chain.number).map(|(_, e)| *e).collect::<Vec<_>>());
+        tree
+    }
+
     /// Begins the next segment. What was active stays as it is.
     pub fn begin(&mut self, origin: Origin) {
         let index = self.next_index;
@@ -177,6 +187,7 @@ impl HandShard {
             wall_ns: WALL,
             log_time: 0,
             carried: Vec::new(),
+            tree: self.tree(),
         };
         let mut buf = AlignedBuf::zeroed(block as usize);
         header.write(&mut buf[..block as usize]);

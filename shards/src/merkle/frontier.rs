@@ -41,18 +41,37 @@ impl Frontier {
 
     /// Adds a leaf, and tells every node that is complete now, the leaf first.
     pub fn push_telling(&mut self, leaf: Hash, complete: &mut dyn FnMut(Node, &Hash)) {
-        let mut at = Node { level: 0, index: self.size };
-        let mut hash = leaf;
+        self.push_perfect(0, leaf, complete);
+    }
+
+    /// Adds the same leaf so often, in steps that double.
+    pub fn push_repeated(&mut self, leaf: Hash, mut count: u64) {
+        let mut perfect = vec![leaf];
+        while count > 0 {
+            let level = count.ilog2().min(self.size.trailing_zeros());
+            while perfect.len() <= level as usize {
+                let last = perfect[perfect.len() - 1];
+                perfect.push(node(&last, &last));
+            }
+            self.push_perfect(level, perfect[level as usize], &mut |_, _| {});
+            count -= 1 << level;
+        }
+    }
+
+    /// Adds a perfect tree of `1 << level` leaves, of which the size must be a multiple.
+    fn push_perfect(&mut self, level: u32, root: Hash, complete: &mut dyn FnMut(Node, &Hash)) {
+        let mut at = Node { level, index: self.size >> level };
+        let mut hash = root;
         complete(at, &hash);
-        // Each bit that is set at the low end is a perfect tree as large as the one that has just become whole.
-        for _ in 0..self.size.trailing_ones() {
+        // Each bit that is set from there on is a perfect tree as large as the one that has just become whole.
+        for _ in 0..at.index.trailing_ones() {
             let left = self.hashes.pop().expect("one hash for each bit that is set");
             hash = node(&left, &hash);
             at = Node { level: at.level + 1, index: at.index >> 1 };
             complete(at, &hash);
         }
         self.hashes.push(hash);
-        self.size += 1;
+        self.size += 1 << level;
     }
 
     /// The tree's root.
@@ -122,6 +141,24 @@ mod tests {
                 frontier.push(leaf(data));
             }
         }
+    }
+
+    #[test]
+    fn a_leaf_that_repeats_is_added_as_if_one_by_one() {
+        for first in 0..20u64 {
+            let mut slow = Frontier::new();
+            (0..first).for_each(|i| slow.push(leaf(&i.to_le_bytes())));
+            for count in 0..70 {
+                let mut quick = slow.clone();
+                quick.push_repeated([7; 32], count);
+                let mut one_by_one = slow.clone();
+                (0..count).for_each(|_| one_by_one.push([7; 32]));
+                assert_eq!(quick, one_by_one, "{first} {count}");
+            }
+        }
+        let mut huge = Frontier::new();
+        huge.push_repeated([7; 32], u64::MAX);
+        assert_eq!((huge.size(), huge.hashes().len()), (u64::MAX, 64));
     }
 
     #[test]

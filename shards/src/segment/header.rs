@@ -26,16 +26,22 @@
 //!    176      8  wall clock, nanoseconds since 1970 (signed)
 //!    184      8  log time
 //!    192    192  carried ranges, 32 bytes each: incarnation 16, first batch 8, end batch 8
-//!    384     96  reserved
-//!    480     32  BLAKE3 of bytes 0..480
+//!    384      8  size of the shard's tree, n
+//!    392     88  reserved
+//!    480     32  BLAKE3 of bytes 0..480 ‖ the tree's frontier
+//!    512  32 * k  the tree's frontier: a hash for each bit that is set in n, the highest first
 //!    ...         zero to the block
 //! ```
 //! A *carried* range are batches that recovery copied forward byte for byte out of a segment
 //! whose end was in doubt; they keep the incarnation that they were born with.
 //!
+//! The *tree* is that of the shard's batches before this segment, or, where recovery begins one, of
+//! those that it carries forward too: what comes later can be added without what comes before.
+//!
 //! Valid if and only if magic, version, CRC and digest hold, and what is reserved is zero.
 
 use crate::batch::{Digest, Fields, Incarnation, LogId};
+use crate::merkle::Frontier;
 
 /// Length of what the header uses of its block.
 pub const HEADER_BYTES: usize = 512;
@@ -111,6 +117,8 @@ pub struct Header {
     pub log_time: u64,
     /// What recovery copied into it.
     pub carried: Vec<Carried>,
+    /// The shard's tree, of all batches before those that are written to it anew.
+    pub tree: Frontier,
 }
 
 /// What the first block of a segment holds.
@@ -162,9 +170,14 @@ impl Header {
             into[16..24].copy_from_slice(&carried.first.to_le_bytes());
             into[24..32].copy_from_slice(&carried.end.to_le_bytes());
         }
+        block[384..392].copy_from_slice(&self.tree.size().to_le_bytes());
+        let frontier = HEADER_BYTES..HEADER_BYTES + 32 * self.tree.hashes().len();
+        for (hash, into) in self.tree.hashes().iter().zip(block[frontier.clone()].chunks_exact_mut(32)) {
+            into.copy_from_slice(hash);
+        }
         let crc = crc32c::crc32c(&block[12..480]);
         block[8..12].copy_from_slice(&crc.to_le_bytes());
-        let digest = *blake3::hash(&block[..480]).as_bytes();
+        let digest = digest_of(&block[..480], &block[frontier]);
         block[480..512].copy_from_slice(&digest);
     }
 
@@ -186,7 +199,10 @@ impl Header {
         if version != crate::batch::FORMAT_VERSION {
             return Some(Found::Unknown(version));
         }
-        if blake3::hash(&head[..480]).as_bytes() != &head[480..512] {
+        let tree_size = f.u64(384);
+        let frontier_end = HEADER_BYTES + 32 * tree_size.count_ones() as usize;
+        let frontier = block.get(HEADER_BYTES..frontier_end)?;
+        if digest_of(&head[..480], frontier) != head[480..512] {
             return None;
         }
         let origin = match head[14] {
@@ -196,8 +212,8 @@ impl Header {
         };
         let carried_count = head[15] as usize;
         let unused = 192 + 32 * carried_count;
-        let reserved =
-            f.u32(76) != 0 || head.get(unused..480)?.iter().chain(&block[HEADER_BYTES..]).any(|&b| b != 0);
+        let zeros = [&head[76..80], head.get(unused..384)?, &head[392..480], &block[frontier_end..]];
+        let reserved = zeros.iter().any(|bytes| bytes.iter().any(|&b| b != 0));
         if carried_count > CARRIED_MAX || reserved {
             return None;
         }
@@ -208,6 +224,8 @@ impl Header {
                 Carried { incarnation: f.array(0), first: f.u64(16), end: f.u64(24) }
             })
             .collect();
+        let hashes = frontier.chunks_exact(32).map(|hash| Fields(hash).array(0)).collect();
+        let tree = Frontier::from_parts(tree_size, hashes)?;
         let predecessor = Predecessor { index: f.u64(104), incarnation: f.array(112), end: f.u64(128) };
         Some(Found::Good(Box::new(Header {
             log: f.array(16),
@@ -227,6 +245,7 @@ impl Header {
             wall_ns: f.u64(176) as i64,
             log_time: f.u64(184),
             carried,
+            tree,
         })))
     }
 
@@ -243,11 +262,20 @@ impl Header {
     }
 }
 
+fn digest_of(head: &[u8], frontier: &[u8]) -> Digest {
+    *blake3::Hasher::new().update(head).update(frontier).finalize().as_bytes()
+}
+
+/// A frontier of any size has room in the smallest block.
+const _: () = assert!(HEADER_BYTES + 32 * Frontier::HASHES_MAX <= 4096);
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn sample() -> Header {
+        let mut tree = Frontier::new();
+        (0..6).for_each(|i| tree.push([i; 32]));
         Header {
             log: [1; 16],
             incarnation: [2; 16],
@@ -266,6 +294,7 @@ mod tests {
             wall_ns: -11,
             log_time: 12,
             carried: vec![Carried { incarnation: [8; 16], first: 6, end: 9 }],
+            tree,
         }
     }
 

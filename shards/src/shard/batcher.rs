@@ -28,6 +28,7 @@ pub(super) struct Building {
     /// Sequence of the next record.
     next_seq: u64,
     spans: Vec<(usize, AckSpan)>,
+    digests: Vec<Digest>,
     records: u64,
 }
 
@@ -51,6 +52,9 @@ pub(super) struct SealedCommit {
     pub(super) batches: u64,
     pub(super) records: u64,
     pub(super) spans: Vec<(usize, AckSpan)>,
+    pub(super) digests: Vec<Digest>,
+    /// Least and greatest log time.
+    pub(super) times: Option<(u64, u64)>,
 }
 
 impl Building {
@@ -174,6 +178,7 @@ impl Building {
                 span.digest = digest;
             }
             active.batches.push(IndexEntry::new(offset, &header, digest));
+            self.digests.push(digest);
             chain.number += 1;
             chain.seq += u64::from(part.count);
             chain.previous = digest;
@@ -181,11 +186,15 @@ impl Building {
             // waiting for this thread.
             nudge();
         }
+        let timed = || parts.iter().filter(|part| part.count > 0);
+        let least = timed().map(|part| part.time_min).min();
         SealedCommit {
+            times: least.zip(timed().map(|part| part.time_max).max()),
             bytes,
             batches: parts.len() as u64,
             records: self.records,
             spans: self.spans,
+            digests: self.digests,
             buf: self.buf,
         }
     }
@@ -328,6 +337,7 @@ impl<I: Io> Shard<I> {
             batches: Vec::new(),
             next_seq: self.chain.seq,
             spans: self.span_buffers.pop().unwrap_or_default(),
+            digests: self.digest_buffers.pop().unwrap_or_default(),
             records: 0,
         })
     }
@@ -365,13 +375,17 @@ impl<I: Io> Shard<I> {
                 end: old.offset,
             });
             let end_batch = self.chain.number;
-            if end_batch <= self.durable {
+            if end_batch <= self.durable.number {
                 self.requests.push(Request::Seal(Box::new(seal_job(old))));
             } else {
                 self.closing.push_back((end_batch, seal_job(old)));
             }
         }
         let anchor = self.clock.anchor();
+        // Of all batches so far: those in flight are named by the next ones as if they were durable, too.
+        self.grow_tree();
+        let mut tree = self.tree.clone();
+        self.in_flight.iter().flat_map(|c| &c.digests).for_each(|digest| tree.push(merkle::leaf(digest)));
         let header = Header {
             log: self.config.place.log,
             incarnation: (self.incarnations)(),
@@ -383,13 +397,14 @@ impl<I: Io> Shard<I> {
             origin: Origin::Rotation,
             first_batch: self.chain.number,
             first_seq: self.chain.seq,
-            durable: self.durable,
+            durable: self.durable.number,
             predecessor: self.predecessor,
             previous: self.chain.previous,
             epoch: self.config.epoch,
             wall_ns: anchor.wall_ns,
             log_time: anchor.log_time,
             carried: Vec::new(),
+            tree,
         };
         Published::add(&self.published.rotations, 1);
         let room = (spare.bytes / u64::from(self.config.block_bytes)).min(4096) as usize;

@@ -21,9 +21,11 @@ use crossbeam_queue::SegQueue;
 
 use crate::ack::{AckSpan, Gate, GateState, LaneEnd, Stopped};
 use crate::aligned::AlignedBuf;
+use crate::batch::Digest;
 use crate::batch::{self, Incarnation};
 use crate::clock::Clock;
 use crate::io::{Commit, CommitFault, Completion, Disk, Durable, Io};
+use crate::merkle::{self, Frontier};
 use crate::record::{self, Kind};
 use crate::segment::footer::{self, IndexEntry};
 use crate::segment::header::{Header, Origin, Predecessor};
@@ -57,6 +59,20 @@ pub struct Config {
     pub pipeline_bytes: usize,
     /// How long without traffic before the last batches get their stamp, in nanoseconds.
     pub stamp_after_ns: u64,
+}
+
+/// Hashing that is put off until waiters are woken is done in pieces of so many batches.
+const FRESH_MAX: usize = 16;
+
+/// The durable part of a shard's chain, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// What comes after it.
+    pub chain: Chain,
+    /// The tree of all batches in it.
+    pub tree: Frontier,
+    /// Least and greatest log time of the records that became durable since the head before this one.
+    pub times: Option<(u64, u64)>,
 }
 
 /// The longest commit in bytes, unless it is one single record.
@@ -165,7 +181,10 @@ struct InFlight {
     segment: u64,
     offset: u64,
     spans: Vec<(usize, AckSpan)>,
-    end_batch: u64,
+    digests: Vec<Digest>,
+    /// Where the chain stands after it.
+    end: Chain,
+    times: Option<(u64, u64)>,
     stamp: bool,
     result: Option<Result<Durable, CommitFault>>,
 }
@@ -194,8 +213,13 @@ pub struct Shard<I: Io> {
 
     state: State,
     chain: Chain,
-    /// Batches of the contiguous durable prefix.
-    durable: u64,
+    /// The end of the contiguous durable prefix.
+    durable: Chain,
+    /// The tree of the batches in it, but for `fresh`, the newest of them: hashing can wait.
+    tree: Frontier,
+    fresh: Vec<Digest>,
+    /// Least and greatest log time of what became durable since the last [`Shard::head`].
+    head_times: Option<(u64, u64)>,
     /// Whether a batch that holds records is not yet covered by a later `durable`.
     unstamped: bool,
     last_traffic: u64,
@@ -212,6 +236,7 @@ pub struct Shard<I: Io> {
     in_flight: VecDeque<InFlight>,
     buffers: Vec<AlignedBuf>,
     span_buffers: Vec<Vec<(usize, AckSpan)>>,
+    digest_buffers: Vec<Vec<Digest>>,
     next_token: u64,
     next_lane: usize,
     /// Control records that wait for their turn.
@@ -253,7 +278,10 @@ impl<I: Io> Shard<I> {
             published,
             requests,
             state: State::Running,
-            durable: start.chain.number,
+            durable: start.chain,
+            tree: start.tree,
+            fresh: Vec::with_capacity(FRESH_MAX),
+            head_times: None,
             chain: start.chain,
             // What recovery carried forward is durable, but no header on disk says so yet.
             unstamped: start.recovered.is_some(),
@@ -269,6 +297,7 @@ impl<I: Io> Shard<I> {
             in_flight: VecDeque::new(),
             buffers: Vec::new(),
             span_buffers: Vec::new(),
+            digest_buffers: Vec::new(),
             next_token: 0,
             next_lane: 0,
             words: VecDeque::new(),
@@ -411,9 +440,11 @@ impl<I: Io> Shard<I> {
                     return;
                 }
             }
-            let mut spans = commit.spans;
+            let InFlight { mut spans, mut digests, .. } = commit;
             spans.clear();
             self.span_buffers.push(spans);
+            digests.clear();
+            self.digest_buffers.push(digests);
         }
         // A later commit failed while an earlier one is still out: its segment is given up now.
         if let Some((fault, offset)) =
@@ -424,14 +455,19 @@ impl<I: Io> Shard<I> {
     }
 
     fn acknowledge(&mut self, proof: &Durable, commit: &InFlight) {
-        self.durable += commit.batches;
-        assert_eq!(self.durable, commit.end_batch, "acknowledged out of order");
+        assert_eq!(self.durable.number + commit.batches, commit.end.number, "acknowledged out of order");
+        self.durable = commit.end;
+        self.fresh.extend_from_slice(&commit.digests);
+        self.head_times = match (self.head_times, commit.times) {
+            (Some((a, b)), Some((c, d))) => Some((a.min(c), b.max(d))),
+            (one, other) => one.or(other),
+        };
         let p = &self.published;
         Published::add(&p.durable, commit.records);
         Published::add(&p.commits, 1);
         Published::add(&p.stamps, u64::from(commit.stamp));
         Published::add(&p.bytes, commit.bytes as u64);
-        p.durable_batches.store(self.durable, Ordering::Release);
+        p.durable_batches.store(self.durable.number, Ordering::Release);
         for (slot, span) in &commit.spans {
             let lane = self.lanes[*slot].as_mut().expect("a lane outlives its records");
             lane.end.acks.acknowledge(proof, std::slice::from_ref(span));
@@ -443,7 +479,7 @@ impl<I: Io> Shard<I> {
         if commit.offset == 0 {
             self.requests.push(Request::Begun { index: commit.segment });
         }
-        while self.closing.front().is_some_and(|(end, _)| *end <= self.durable) {
+        while self.closing.front().is_some_and(|(end, _)| *end <= self.durable.number) {
             let (_, job) = self.closing.pop_front().expect("just seen");
             self.requests.push(Request::Seal(Box::new(job)));
         }
@@ -457,6 +493,22 @@ impl<I: Io> Shard<I> {
             lane.to_wake = false;
             lane.end.acks.wake();
         }
+        if self.fresh.len() >= FRESH_MAX {
+            self.grow_tree();
+        }
+    }
+
+    fn grow_tree(&mut self) {
+        for digest in self.fresh.drain(..) {
+            self.tree.push(merkle::leaf(&digest));
+        }
+        assert_eq!(self.tree.size(), self.durable.number, "a leaf for each durable batch");
+    }
+
+    /// Where the durable part of its chain stands, and what became of it since the last call.
+    pub fn head(&mut self) -> Head {
+        self.grow_tree();
+        Head { chain: self.durable, tree: self.tree.clone(), times: self.head_times.take() }
     }
 
     /// The disk broke its word: nothing is acknowledged from here on, whatever it says later.
@@ -568,7 +620,7 @@ impl<I: Io> Shard<I> {
         let anchor = self.clock.anchor();
         let active = self.active.as_mut().expect("a building has its segment");
         let offset = active.offset;
-        let durable = self.durable;
+        let durable = self.durable.number;
         let sealed =
             building.seal(&self.config, active, &mut self.chain, durable, anchor, &mut || io.nudge());
         active.offset += sealed.bytes as u64;
@@ -585,7 +637,9 @@ impl<I: Io> Shard<I> {
             segment,
             offset,
             spans: sealed.spans,
-            end_batch: self.chain.number,
+            digests: sealed.digests,
+            end: self.chain,
+            times: sealed.times,
             stamp: sealed.records == 0,
             result: None,
         });

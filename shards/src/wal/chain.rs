@@ -7,6 +7,7 @@ use crate::aligned::AlignedBuf;
 use crate::batch::{Batch, Digest, LogId};
 use crate::io::{Access, Disk};
 use crate::manifest::{Loss, Sealed, SegmentState, ShardState};
+use crate::merkle::{self, Frontier};
 use crate::segment::footer::{self, FooterFault, IndexEntry, SUMMARY_BYTES, Summary};
 use crate::segment::header::{Found, Header, Origin, Predecessor};
 use crate::segment::paths::{self, Name};
@@ -44,6 +45,32 @@ impl Chain {
         self.seq = entry.end_seq();
         self.previous = entry.digest;
     }
+}
+
+/// Adds batches to the tree of their shard. Of those that are lost nobody knows the leaf: it is the hash of
+/// 32 zeros.
+pub fn grow(tree: &mut Frontier, batches: &[IndexEntry]) {
+    let first = tree.size();
+    for entry in batches.iter().skip_while(|e| e.number < first) {
+        lose(tree, entry.number);
+        tree.push(merkle::leaf(&entry.digest));
+    }
+}
+
+/// Adds the batches of a segment. Its header says what the tree was before them, and is believed: where something
+/// is lost it knows more than what is left. Gives whether the two agree.
+pub fn grow_over(tree: &mut Frontier, header: &Header, batches: &[IndexEntry]) -> bool {
+    let (known, new) = batches.split_at(batches.partition_point(|e| e.number < header.tree.size()));
+    grow(tree, known);
+    let agrees = *tree == header.tree;
+    *tree = header.tree.clone();
+    grow(tree, new);
+    agrees
+}
+
+/// Adds batches that are lost, up to this one.
+fn lose(tree: &mut Frontier, end: u64) {
+    tree.push_repeated(merkle::leaf(&[0; 32]), end.saturating_sub(tree.size()));
 }
 
 /// Something that was durable and is not what it was.
@@ -120,6 +147,8 @@ pub struct Examined {
     pub segments: Vec<Segment>,
     /// What comes after the last batch.
     pub chain: Chain,
+    /// The tree of all batches up to there.
+    pub tree: Frontier,
     /// Count of batches that are known to have been durable.
     pub watermark: u64,
     /// The greatest log time seen.
@@ -256,6 +285,7 @@ pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Re
         base_chain: Chain::START,
         segments: Vec::new(),
         chain: Chain::START,
+        tree: Frontier::new(),
         watermark: 0,
         log_time_max: 0,
         unused: Vec::new(),
@@ -266,17 +296,22 @@ pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Re
     };
     if let Some((index, sealed)) = last_sealed {
         match read_sealed(disk, place, index, sealed)? {
-            Ok((summary, _)) => {
+            Ok((summary, entries)) => {
                 out.chain =
                     Chain { number: summary.end_batch, seq: summary.end_seq, previous: summary.last_digest };
                 // A segment without records still says when it was begun.
-                let (begun, epoch) = begun_at(disk, place, index)?;
-                out.log_time_max = summary.time_max.max(begun);
-                out.epoch = epoch;
+                let header = header_of(disk, place, index)?;
+                out.log_time_max = header.as_ref().map_or(0, |h| h.log_time).max(summary.time_max);
+                out.epoch = header.as_ref().map_or(0, |h| h.epoch);
+                out.tree = header.map(|h| h.tree).unwrap_or_default();
+                grow(&mut out.tree, &entries);
+                lose(&mut out.tree, summary.end_batch);
                 out.base = Some(Predecessor { index, incarnation: summary.incarnation, end: summary.end });
             }
             Err(_) if manifest.losses.iter().any(|l| l.batches.end == sealed.batches.end) => {
                 (out.base, out.chain) = lost_base(disk, place, index, sealed, &present)?;
+                out.tree = header_of(disk, place, index)?.map(|h| h.tree).unwrap_or_default();
+                lose(&mut out.tree, out.chain.number);
                 out.log_time_max =
                     lost_times(disk, place, manifest, present.contains(&index).then_some(index))?;
             }
@@ -375,21 +410,24 @@ fn lost_times<D: Disk>(disk: &D, place: Place, manifest: &ShardState, left: Opti
     for (&index, state) in manifest.segments.iter().rev() {
         let SegmentState::Sealed(sealed) = state else { continue };
         if let Ok((summary, _)) = read_sealed(disk, place, index, sealed)? {
-            let (begun, _) = begun_at(disk, place, index)?;
+            let begun = header_of(disk, place, index)?.map_or(0, |h| h.log_time);
             return Ok(time_max.max(summary.time_max).max(begun));
         }
     }
     Ok(time_max)
 }
 
-/// Log time at which a segment was begun, and in which opening; 0 if its header cannot be read.
-fn begun_at<D: Disk>(disk: &D, place: Place, index: u64) -> io::Result<(u64, u64)> {
-    let file = disk.open(&paths::segment(place.shard, index), Access::Read)?;
+/// A segment's header, if it is there and can be read.
+fn header_of<D: Disk>(disk: &D, place: Place, index: u64) -> io::Result<Option<Header>> {
+    let file = match disk.open(&paths::segment(place.shard, index), Access::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
     let mut block = AlignedBuf::zeroed(disk.block_bytes() as usize);
     disk.read(&file, 0, &mut block)?;
     Ok(match Header::read(&block) {
-        Found::Good(header) if header.log == place.log => (header.log_time, header.epoch),
-        _ => (0, 0),
+        Found::Good(header) if (header.log, header.shard) == (place.log, place.shard) => Some(*header),
+        _ => None,
     })
 }
 
@@ -466,6 +504,8 @@ fn follow(
         let walk =
             walk(block_bytes, place, header, &file.scan, out.chain, out.watermark, named_by_next, manifest);
         out.chain = walk.chain;
+        let tree_agrees = grow_over(&mut out.tree, header, &walk.entries);
+        lose(&mut out.tree, walk.chain.number);
         out.segments.push(Segment {
             index,
             header: header.clone(),
@@ -475,6 +515,15 @@ fn follow(
             file_bytes: file.scan.file_bytes,
         });
         out.end.label = walk.label;
+        if !tree_agrees && manifest.losses.is_empty() {
+            out.damage.push(Damage {
+                verdict: "SHARD-TREE",
+                place: paths::segment(place.shard, index),
+                meaning: "its header names another tree than that of the batches before it".to_owned(),
+                loss: None,
+            });
+            return;
+        }
         match walk.action {
             Action::Cross => {
                 current = Some(Predecessor { index, incarnation: header.incarnation, end: walk.end });
@@ -488,6 +537,15 @@ fn follow(
                 break;
             }
         }
+    }
+    if out.tree.size() != out.chain.number {
+        out.damage.push(Damage {
+            verdict: "SHARD-TREE",
+            place: format!("shard {}", place.shard),
+            meaning: format!("it has {} leaves for {} batches", out.tree.size(), out.chain.number),
+            loss: None,
+        });
+        return;
     }
     if out.chain.number < out.watermark {
         let number = out.chain.number;

@@ -13,6 +13,7 @@ use crate::aligned::AlignedBuf;
 use crate::batch::{self, Incarnation};
 use crate::io::{Access, Disk};
 use crate::manifest::{SegmentState, ShardLine, ShardManifest};
+use crate::merkle::Frontier;
 use crate::segment::footer::IndexEntry;
 use crate::segment::header::{Carried, Header, Origin, Predecessor};
 use crate::segment::paths::{self, Name};
@@ -54,6 +55,8 @@ pub struct Active<F> {
 pub struct Start<F> {
     /// What the next batch must say.
     pub chain: Chain,
+    /// The tree of all batches before it.
+    pub tree: Frontier,
     /// The segment before the next one, if none is active.
     pub predecessor: Option<Predecessor>,
     /// The segment to go on in, after a recovery.
@@ -148,6 +151,7 @@ pub fn recover<D: Disk>(
     clear_leftovers(disk, place.shard, manifest, &examined)?;
     let mut start = Start {
         chain: examined.chain,
+        tree: examined.tree.clone(),
         predecessor: examined.base,
         active: None,
         spares: Vec::new(),
@@ -317,6 +321,7 @@ fn write_successor<D: Disk>(
         wall_ns: begin.wall_ns,
         log_time: examined.log_time_max,
         carried: Vec::new(),
+        tree: examined.tree.clone(),
     };
     let mut bytes = vec![0; block as usize];
     let mut batches = Vec::new();

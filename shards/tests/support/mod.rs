@@ -14,6 +14,7 @@ use hanaper_shards::io::Disk;
 use hanaper_shards::io::disk::{Folder, FolderFile};
 use hanaper_shards::journal;
 use hanaper_shards::manifest::{ShardLine, ShardManifest};
+use hanaper_shards::merkle::Frontier;
 use hanaper_shards::record::{self, Kind};
 use hanaper_shards::segment::footer::IndexEntry;
 use hanaper_shards::segment::header::{Carried, Header, Origin, Predecessor};
@@ -173,7 +174,7 @@ pub struct Draft {
 impl Draft {
     /// The first segment of the shard.
     pub fn first() -> Draft {
-        Draft::begin(0, Origin::Rotation, None, Chain::START, 0, Vec::new())
+        Draft::begin(0, Origin::Rotation, None, Chain::START, 0, Vec::new(), Frontier::new())
     }
 
     /// The segment after `self`, begun by a rotation.
@@ -185,7 +186,15 @@ impl Draft {
             self.chain,
             durable,
             Vec::new(),
+            self.tree(self.batches.len()),
         )
+    }
+
+    /// The shard's tree after so many batches of this segment.
+    pub fn tree(&self, batches: usize) -> Frontier {
+        let mut tree = self.header.tree.clone();
+        chain::grow(&mut tree, &self.batches[..batches]);
+        tree
     }
 
     /// A segment that a recovery began: it ends `self` after `kept` batches, and carries the next `carried`.
@@ -214,6 +223,7 @@ impl Draft {
             chain,
             chain.number,
             ranges.into_iter().collect(),
+            self.tree(kept + carried),
         );
         for entry in taken {
             let bytes = self.bytes[entry.offset as usize..entry.end(BLOCK as u32) as usize].to_vec();
@@ -229,6 +239,7 @@ impl Draft {
         chain: Chain,
         durable: u64,
         carried: Vec<Carried>,
+        tree: Frontier,
     ) -> Draft {
         let header = Header {
             log: LOG,
@@ -248,6 +259,7 @@ impl Draft {
             wall_ns: 1_000,
             log_time: 1_000,
             carried,
+            tree,
         };
         let mut draft =
             Draft { header, bytes: vec![0; SEGMENT_BYTES as usize], end: BLOCK, batches: Vec::new(), chain };

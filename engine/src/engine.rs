@@ -25,7 +25,7 @@ use hanaper_shards::segment::paths::{self, Name};
 use hanaper_shards::shard::{Config, Published, Shard, Supply};
 use hanaper_shards::wake::Wake;
 use hanaper_shards::wal::chain::{self, Place};
-use hanaper_shards::wal::open::{Looked, Opened, Opening};
+use hanaper_shards::wal::open::{self, Looked, Opened, Opening};
 use hanaper_shards::wal::recovery::{self, Begin, Recovered, RecoveryError, Start};
 
 use crate::builder::Builder;
@@ -153,6 +153,9 @@ impl Log {
             opened.iter().map(|o| o.start.log_time_max).max().unwrap_or(0).max(old_log_time(&folder, &state));
         let clock = Clock::start((log_time_max + 1).max(u64::try_from(clock_wall).unwrap_or(0)));
 
+        let opened_at = clock.now();
+        let room_for_another =
+            folder.free_bytes().map_err(io)? >= u64::from(layout.router.shards) * builder.segment_bytes;
         let mut ports = Vec::new();
         let mut slow_shards = Vec::new();
         let mut published = Vec::new();
@@ -163,6 +166,11 @@ impl Log {
             recovered.extend(start.recovered.clone().map(|r| (place.shard, r)));
             let wake = Arc::clone(&wakes[slot % drivers]);
             let supply = Arc::new(Supply::default());
+            let spares = start.spares.len() - usize::from(start.active.is_none() && !start.spares.is_empty());
+            if spares == 0 && !room_for_another {
+                // Nothing is taken before there is a segment for a recovery, too.
+                supply.no_space.store(true, Ordering::Relaxed);
+            }
             let port = ShardPort {
                 shard: place.shard,
                 new_lanes: Arc::new(SegQueue::new()),
@@ -197,6 +205,7 @@ impl Log {
                 supply,
                 published: Arc::clone(&published[slot]),
                 words,
+                opened_at,
             });
             ports.push(port);
         }
@@ -433,6 +442,7 @@ struct SeatPlan {
     supply: Arc<Supply<FolderFile>>,
     published: Arc<Published>,
     words: Vec<String>,
+    opened_at: u64,
 }
 
 impl SeatPlan {
@@ -450,8 +460,9 @@ impl SeatPlan {
                 self.published,
                 Box::new(random::bytes),
             );
+            // Before any event, although the thread may begin after the first of them.
             for line in self.words {
-                shard.say(line);
+                shard.say_at(self.opened_at, line);
             }
             shard
         };
@@ -561,6 +572,11 @@ fn look_at(
     layout: &Layout,
 ) -> Result<Vec<Looked<Folder>>, OpenError> {
     let io = |source| OpenError::Io { path: path.to_owned(), source };
+    // Nobody else makes or removes files of a log that this process has locked.
+    let entries = folder.list().map_err(io)?;
+    if let Some(damage) = open::unknown_shard(state, entries.iter().map(|e| paths::parse(&e.name))) {
+        return Err(OpenError::from_recovery(path.to_owned(), RecoveryError::Damaged(vec![damage])));
+    }
     let looked = each_at_once(layout.shards().collect(), |shard| {
         let place = Place { log: state.log, generation: layout.generation, shard };
         let expected = state.expected(shard, layout.generation);
@@ -574,9 +590,16 @@ fn look_at(
             // The kernel says nothing when a dead process's last write lands; flock has no time limit.
             std::thread::sleep(Duration::from_millis(2));
         }
-        opening.look().map_err(io)
+        opening.look(&entries).map_err(io)
     })?;
-    let damage: Vec<_> = looked.iter().flat_map(|l| l.examined.damage.clone()).collect();
+    let mut damage: Vec<_> = looked.iter().flat_map(|l| l.examined.damage.clone()).collect();
+    let earlier = state.shards().filter(|(shard, _)| !layout.shards().contains(shard)).collect();
+    let looked_back = each_at_once(earlier, |(shard, generation)| {
+        let place = Place { log: state.log, generation, shard };
+        open::look_back(folder, place, &state.expected(shard, generation), &entries)
+            .map_err(|source| OpenError::Manifest { path: path.to_owned(), source })
+    })?;
+    damage.extend(looked_back.into_iter().flatten());
     if !damage.is_empty() {
         return Err(OpenError::from_recovery(path.to_owned(), RecoveryError::Damaged(damage)));
     }

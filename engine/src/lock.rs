@@ -30,6 +30,7 @@ impl Lock {
             .create(true)
             .truncate(false)
             .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
             .open(folder.join(paths::LOCK))
             .map_err(io)?;
         let deadline = Instant::now() + DEAD_OWNER_WAIT;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use hanaper::read::{Reader, Select};
+use hanaper::read::{Kind, Reader, Select};
 use hanaper::{
     AppendError, Backend, Backpressure, Driver, Log, Producer, Receipt, Ticket, WaitError, WaitFor,
 };
@@ -296,4 +296,105 @@ fn a_segment_that_was_begun_is_no_spare_when_it_is_blank() {
         let refused = builder(&folder).open().map(|_| ()).unwrap_err();
         assert_eq!(refused.kind(), hanaper::ErrorKind::Integrity, "{refused}");
     }
+}
+
+/// A shard's thread may begin after the first event was stamped; what opening says still comes first.
+#[test]
+fn what_opening_says_comes_before_what_came_after() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path().join("log");
+    for round in 0..8u32 {
+        let log = builder(&folder).shards(4).open().unwrap();
+        let mut producer = log.producer().unwrap();
+        for n in 0..32u32 {
+            append(&mut producer, &n.to_le_bytes(), &round.to_le_bytes());
+        }
+        drop(producer);
+        log.close().unwrap();
+    }
+    let reader = Reader::open(&folder).unwrap();
+    let mut openings = [0u32; 4];
+    let mut events = 0;
+    for record in reader.replay(Select { control: true, ..Select::default() }) {
+        let record = record.unwrap();
+        match record.kind {
+            Kind::Control => {
+                openings[record.shard as usize] += u32::from(record.payload.starts_with(b"opened "));
+            }
+            Kind::Data => {
+                let round = u32::from_le_bytes(record.payload[..].try_into().unwrap());
+                assert_eq!(openings[record.shard as usize], round + 1, "an event comes before its opening");
+                events += 1;
+            }
+        }
+    }
+    assert_eq!((openings, events), ([8; 4], 8 * 32));
+}
+
+/// An opening reads the last sealed segment only; that an older one was cut short it sees all the same.
+#[test]
+fn an_older_segment_of_another_length_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path().join("log");
+    for _ in 0..3 {
+        let log = builder(&folder).shards(1).open().unwrap();
+        let mut producer = log.producer().unwrap();
+        append(&mut producer, b"key", b"event");
+        drop(producer);
+        log.close().unwrap();
+    }
+    let first = folder.join("shard-0000-0000000000.segment");
+    let whole = std::fs::read(&first).unwrap();
+    for bytes in [0, 10, whole.len() - 1, whole.len() + 4096] {
+        let mut altered = whole.clone();
+        altered.resize(bytes, 0);
+        std::fs::write(&first, altered).unwrap();
+        let error = builder(&folder).open().map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("LENGTH shard-0000-0000000000.segment"), "{bytes}: {error}");
+    }
+    std::fs::write(&first, &whole).unwrap();
+    builder(&folder).open().unwrap().close().unwrap();
+    std::fs::write(&first, b"").unwrap();
+    hanaper::recover::write(&folder, hanaper::recover::Mode::Conservative).unwrap();
+    builder(&folder).open().unwrap().close().unwrap();
+}
+
+/// A segment has its whole length before it is used, and keeps it until it is sealed. Shorter than that it has
+/// lost what was in it, and no crash does that.
+#[test]
+fn an_unsealed_segment_of_another_length_is_refused() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path().join("log");
+    let log = builder(&folder).shards(1).open().unwrap();
+    let mut producer = log.producer().unwrap();
+    for _ in 0..30 {
+        let ticket = append(&mut producer, b"key", &[7; 5000]);
+        producer.wait(ticket, WaitFor::block()).unwrap();
+    }
+    drop(producer);
+    drop(log);
+    let first = folder.join("shard-0000-0000000000.segment");
+    let whole = std::fs::read(&first).unwrap();
+    for bytes in
+        [0u64, 4096, 8192, 20_000, 65_536, whole.len() as u64 - 4096, whole.len() as u64 + 1, 40 << 30]
+    {
+        std::fs::File::options().write(true).open(&first).unwrap().set_len(bytes).unwrap();
+        let error = builder(&folder).open().map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), hanaper::ErrorKind::Integrity, "{bytes} bytes: {error}");
+        std::fs::write(&first, &whole).unwrap();
+    }
+    builder(&folder).open().unwrap().close().unwrap();
+}
+
+#[test]
+fn a_lock_that_is_a_link_is_not_followed() {
+    let temporary = tempfile::tempdir().unwrap();
+    let folder = temporary.path().join("log");
+    builder(&folder).open().unwrap().close().unwrap();
+    let target = folder.join("shard-0000.manifest");
+    let before = std::fs::read(&target).unwrap();
+    std::fs::remove_file(folder.join("lock")).unwrap();
+    std::os::unix::fs::symlink(&target, folder.join("lock")).unwrap();
+    assert!(builder(&folder).open().is_err());
+    assert!(std::fs::read(&target).unwrap() == before);
 }

@@ -79,7 +79,8 @@ fn is_refused(log: &Path, verdict: &str) {
     let error = builder(log).open().map(|_| ()).unwrap_err().to_string();
     assert!(error.contains(verdict) || verdict == "SHARD-VANISHED", "{error}");
     assert_eq!(names(log), before, "a refused opening changes nothing");
-    let records: Result<Vec<_>, _> = Reader::open(log).unwrap().replay(Select::default()).collect();
+    let records: Result<Vec<_>, _> =
+        Reader::open(log).and_then(|reader| reader.replay(Select::default()).collect());
     assert!(records.is_err(), "all records were read, and some are missing");
 }
 
@@ -127,6 +128,53 @@ fn a_shard_that_is_gone() {
         roll_back(&s.log, &s.log.join("nothing"), shard);
         is_refused(&s.log, "SHARD-VANISHED");
     }
+}
+
+/// An older `log.manifest` that knows fewer shards: those that it does not know would pass for strays.
+#[test]
+fn a_log_manifest_from_before_there_were_more_shards() {
+    let s = scene();
+    let older = fs::read(s.log.join("log.manifest")).unwrap();
+    builder(&s.log).shards(3).reshard(true).open().unwrap().close().unwrap();
+    let current = fs::read(s.log.join("log.manifest")).unwrap();
+    fs::write(s.log.join("log.manifest"), older).unwrap();
+    let before = names(&s.log);
+    is_refused(&s.log, "STALE-MANIFEST");
+    for shards in [2, 3, 5] {
+        let error = builder(&s.log).shards(shards).reshard(true).open().map(|_| ()).unwrap_err();
+        assert!(error.to_string().contains("STALE-MANIFEST"), "{error}");
+    }
+    assert!(Reader::open(&s.log).is_err());
+    assert!(hanaper::recover::write(&s.log, hanaper::recover::Mode::Conservative).is_err());
+    assert_eq!(names(&s.log), before, "a refused opening changes nothing");
+    fs::write(s.log.join("log.manifest"), current).unwrap();
+    assert_eq!(findings(&s.log), []);
+}
+
+/// Nobody writes to the shards of an earlier layout, and they are part of the log all the same.
+#[test]
+fn a_shard_of_an_earlier_layout_is_looked_at_too() {
+    let s = scene();
+    builder(&s.log).shards(3).reshard(true).open().unwrap().close().unwrap();
+    let manifest = s.log.join("shard-0001.manifest");
+    let whole = fs::read(&manifest).unwrap();
+    let mut altered = whole.clone();
+    altered[4096 + 300] ^= 1;
+    for content in [None, Some(&[][..]), Some(&altered)] {
+        match content {
+            Some(content) => fs::write(&manifest, content).unwrap(),
+            None => fs::remove_file(&manifest).unwrap(),
+        }
+        let error = builder(&s.log).shards(3).open().map(|_| ()).unwrap_err();
+        assert_eq!(error.kind(), hanaper::ErrorKind::Integrity, "{error}");
+    }
+    fs::write(&manifest, &whole).unwrap();
+    let segment = names(&s.log).into_iter().find(|(n, _)| n.starts_with("shard-0001-")).unwrap().0;
+    let content = fs::read(s.log.join(&segment)).unwrap();
+    fs::remove_file(s.log.join(&segment)).unwrap();
+    assert!(builder(&s.log).shards(3).open().is_err());
+    fs::write(s.log.join(&segment), content).unwrap();
+    builder(&s.log).shards(3).open().unwrap().close().unwrap();
 }
 
 /// What an older copy of the whole folder lacks, only somebody who kept an acknowledgement can know.

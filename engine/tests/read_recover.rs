@@ -527,3 +527,26 @@ fn inspect_tells_what_lies_where() {
     assert_eq!(batches.len(), 6);
     assert_eq!((batches[5].number, batches[5].records, batches[5].durable), (20, 0, Some(19)));
 }
+
+/// The index of a footer is damaged, its summary is whole, and with it goes a batch, or all of the segment.
+#[test]
+fn a_loss_together_with_a_footers_index_is_stepped_over() {
+    for whole_segment in [false, true] {
+        let hand = sample();
+        let (index, last) = hand.shards[0].batches[9];
+        let file = hand.file(0, index);
+        overwrite(&file, last.end(4096) + 10, |bytes| bytes[0] ^= 1);
+        if whole_segment {
+            overwrite(&file, 100, |bytes| bytes[0] ^= 1);
+        } else {
+            overwrite(&file, last.offset, |bytes| bytes[..(last.end(4096) - last.offset) as usize].fill(0));
+        }
+        let plan = recover::write(hand.path(), Mode::Conservative).unwrap();
+        assert!(plan.loses() && !plan.needs_a_hand(), "{plan:?}");
+        let report = check(hand.path());
+        assert_eq!((report.failures, report.losses), (0, 1));
+        let lost = if whole_segment { 10..20 } else { 18..20 };
+        let wanted: Vec<u64> = (0..40).filter(|seq| !lost.contains(seq)).collect();
+        assert_eq!(seqs(hand.path()), wanted);
+    }
+}

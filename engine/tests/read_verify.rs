@@ -202,14 +202,18 @@ fn every_file_is_accounted_for() {
     // A spare that was renamed and not yet put on record.
     fs::write(hand.file(0, 9), vec![0; 64 << 10]).unwrap();
     assert_eq!(failing(hand.path()), [""; 0]);
-    for stray in
-        ["notes.txt", "shard-0000-0000000009.old", "shard-0007.manifest", "shard-0005-0000000000.segment"]
-    {
+    for (stray, verdict, place) in [
+        ("notes.txt", "STRAY", "notes.txt"),
+        ("shard-0000-0000000009.old", "STRAY", "shard-0000-0000000009.old"),
+        // A shard that `log.manifest` does not know: more likely that is not the newest.
+        ("shard-0007.manifest", "STALE-MANIFEST", "log.manifest"),
+        ("shard-0005-0000000000.segment", "STALE-MANIFEST", "log.manifest"),
+    ] {
         let path = hand.path().join(stray);
         fs::write(&path, "x").unwrap();
         let (_, findings) = check(hand.path());
         let strays: Vec<_> = findings.iter().filter(|f| f.fails).collect();
-        assert_eq!((strays.len(), strays[0].verdict, strays[0].place.as_str()), (1, "STRAY", stray));
+        assert_eq!((strays.len(), strays[0].verdict, strays[0].place.as_str()), (1, verdict, place));
         fs::remove_file(path).unwrap();
     }
     fs::create_dir(hand.path().join("folder")).unwrap();

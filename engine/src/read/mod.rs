@@ -153,8 +153,9 @@ impl Reader {
 /// Opens the folder of a log and reads its manifest.
 pub(crate) fn open(path: &Path) -> Result<(ReadOnly, LogState), Error> {
     let disk = folder(path)?;
-    match view::log_state(&disk) {
-        Ok((log, _)) => Ok((disk, log)),
+    match view::log_and_names(&disk) {
+        Ok((_, _, Some(stale))) => Err(stale.into()),
+        Ok((log, ..)) => Ok((disk, log)),
         Err(Error::NotALog { .. }) if was_a_log(path) => Err(Error::Damaged {
             verdict: "MISSING",
             place: paths::LOG_MANIFEST.to_owned(),

@@ -254,7 +254,14 @@ impl Plan {
         sealed: &Sealed,
         wanted: &Wanted,
     ) -> Result<(), ReadError> {
-        match summary(disk, view.place, index, sealed) {
+        let mut found = summary(disk, view.place, index, sealed);
+        if found.is_ok() && self.losses.iter().any(|l| touch(&l.batches, &sealed.batches)) {
+            // Its index may be part of what was lost.
+            let name = paths::segment(view.place.shard, index);
+            let read = chain::read_sealed(disk, view.place, index, sealed).map_err(ReadError::io(name))?;
+            found = read.map(|(summary, _)| summary).map_err(ReadError::from);
+        }
+        match found {
             Ok(summary) => {
                 self.time_max = summary.time_max.max(self.time_max);
                 if wanted.has_walls(summary.wall_min, summary.wall_max) {
@@ -281,6 +288,10 @@ impl Plan {
             self.pieces.push_back(Piece { time_min, what: What::Unsealed { index, block_bytes, batches } });
         }
     }
+}
+
+fn touch(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
 }
 
 /// The batches of a sealed segment without its footer: what its header and its chain prove, with nothing

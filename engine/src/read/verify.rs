@@ -117,9 +117,9 @@ pub fn verify(
         return Ok(report);
     }
     // Read before the folder: what it names is there by then.
-    let state = view::log_state(&disk);
+    let state = view::log_and_names(&disk);
     let entries = disk.list().map_err(ReadError::io(disk.path().display().to_string()))?;
-    let (log, contents) = match state {
+    let (log, contents, stale) = match state {
         Ok(read) => read,
         Err(error) if error.kind() == ErrorKind::Integrity || holds_a_log(&error, &entries) => {
             let meaning = format!("{error}; nothing else of the log was checked");
@@ -128,6 +128,10 @@ pub fn verify(
         }
         Err(error) => return Err(error),
     };
+    if let Some(stale) = stale {
+        let meaning = format!("{}; those files were not checked, and must not be removed", stale.meaning);
+        say(&mut report, fails(stale.verdict, stale.place, meaning));
+    }
     torn(&mut report, &mut say, paths::LOG_MANIFEST, contents.torn_bytes);
     report.bytes += contents.end;
     for f in &log.fenced {
@@ -192,7 +196,7 @@ pub fn verify(
             }
         }
     }
-    files(&disk, &places, &shards, &mut report, &mut say)?;
+    files(&disk, &shards, &mut report, &mut say)?;
 
     let jobs: Vec<Job> = shards
         .into_iter()
@@ -254,7 +258,6 @@ type Shards = [(Place, Option<View>)];
 /// Accounts for every name in the folder.
 fn files(
     disk: &ReadOnly,
-    places: &[Place],
     shards: &Shards,
     report: &mut Report,
     say: &mut dyn FnMut(&mut Report, Finding),
@@ -267,7 +270,6 @@ fn files(
         if parsed == Name::Ignored {
             continue;
         }
-        let known = |shard| places.iter().any(|p| p.shard == shard);
         match found.file_type() {
             Ok(kind) if kind.is_file() => {}
             // It was named before all others.
@@ -279,8 +281,8 @@ fn files(
         }
         let ours = match parsed {
             Name::LogManifest | Name::Lock | Name::Calibrate => true,
-            Name::ShardManifest { shard } | Name::Prep { shard, .. } => known(shard),
-            Name::Segment { shard, .. } => known(shard),
+            // Of a shard that came while this was read, or that `log.manifest` should know: that was said.
+            Name::ShardManifest { .. } | Name::Prep { .. } | Name::Segment { .. } => true,
             Name::Ignored | Name::Stray => false,
         };
         if !ours {

@@ -18,7 +18,7 @@ use hanaper_shards::segment::header::Found;
 use hanaper_shards::segment::paths::{self, Name};
 use hanaper_shards::segment::scan::scan;
 use hanaper_shards::wal::chain::{self, Damage, Examined, Place};
-use hanaper_shards::wal::open::compare;
+use hanaper_shards::wal::open::{compare, unknown_shard};
 
 use super::disk::ReadOnly;
 use crate::error::ReadError;
@@ -59,6 +59,22 @@ pub(crate) fn log_state(disk: &ReadOnly) -> Result<(LogState, journal::Contents)
         });
     }
     Ok((state, contents))
+}
+
+/// Reads `log.manifest`, and lists the folder so that neither is older than the other by a new layout. The third
+/// says that `log.manifest` is an older copy: there are files of a shard that it does not know.
+pub(crate) fn log_and_names(
+    disk: &ReadOnly,
+) -> Result<(LogState, journal::Contents, Option<Damage>), ReadError> {
+    loop {
+        let (state, contents) = log_state(disk)?;
+        let names = disk.names().map_err(ReadError::io(disk.path().display().to_string()))?;
+        let unknown = unknown_shard(&state, names.iter().map(|name| paths::parse(name)));
+        // The owner may have put a layout on record meanwhile, and made its files.
+        if unknown.is_none() || log_state(disk)?.0.layouts == state.layouts {
+            return Ok((state, contents, unknown));
+        }
+    }
 }
 
 /// Whether a shard stood still while it was looked at.

@@ -10,6 +10,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -167,6 +168,23 @@ impl Folder {
             memory.len()
         );
         Err(io::Error::new(io::ErrorKind::InvalidInput, text))
+    }
+}
+
+impl Folder {
+    /// Bytes that are free to this process, as the file system counts them at this moment.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let path = std::ffi::CString::new(self.shared.path.as_os_str().as_bytes())?;
+        let mut answer = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
+        // SAFETY: the path ends in a zero, and the answer is memory of the right type.
+        let result = unsafe { libc::statvfs(path.as_ptr(), answer.as_mut_ptr()) };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: all-zero is a valid statvfs, and the kernel has filled it in.
+        let answer = unsafe { answer.assume_init() };
+        #[allow(clippy::unnecessary_cast)] // Their types differ from one architecture to the next.
+        Ok((answer.f_bavail as u64).saturating_mul(answer.f_frsize as u64))
     }
 }
 

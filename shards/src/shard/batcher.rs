@@ -235,13 +235,12 @@ impl<I: Io> Shard<I> {
         if self.words_wait() {
             return false;
         }
-        while let Some(line) = self.words.front() {
+        while let Some((_, line)) = self.words.front() {
             let bytes = record::encoded_bytes(0, line.len());
             if !self.room_for(bytes) {
                 break;
             }
-            let line = self.words.pop_front().expect("just seen");
-            self.words_time = self.clock.now().max(self.words_time + 1);
+            let (log_time, line) = self.words.pop_front().expect("just seen");
             let header = record::Header {
                 payload_bytes: line.len() as u32,
                 key_bytes: 0,
@@ -249,7 +248,7 @@ impl<I: Io> Shard<I> {
                 flags: 0,
                 producer: 0,
                 producer_seq: self.words_seq,
-                log_time: self.words_time,
+                log_time,
             };
             self.words_seq += 1;
             let mut encoded = vec![0; bytes];

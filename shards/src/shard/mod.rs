@@ -239,8 +239,8 @@ pub struct Shard<I: Io> {
     digest_buffers: Vec<Vec<Digest>>,
     next_token: u64,
     next_lane: usize,
-    /// Control records that wait for their turn.
-    words: VecDeque<String>,
+    /// Control records that wait for their turn, with their log times.
+    words: VecDeque<(u64, String)>,
     words_seq: u64,
     words_time: u64,
     stalled: bool,
@@ -313,7 +313,7 @@ impl<I: Io> Shard<I> {
         if let Some(recovered) = start.recovered {
             let (segment, end) =
                 recovered.predecessor.map_or(("none".to_owned(), 0), |p| (p.index.to_string(), p.end));
-            shard.say(format!(
+            let line = format!(
                 "recovered ended_segment={segment} end={end} reason={} watermark={} carried={}..{} cut_bytes={} into={}",
                 recovered.label.replace(' ', "_"),
                 recovered.watermark,
@@ -321,14 +321,22 @@ impl<I: Io> Shard<I> {
                 recovered.carried.end,
                 recovered.cut_bytes,
                 recovered.segment
-            ));
+            );
+            shard.say_at(0, line);
         }
         shard
     }
 
     /// Writes a control record: one line about something that happened to the log itself.
     pub fn say(&mut self, line: String) {
-        self.words.push_back(line);
+        self.say_at(self.clock.now(), line);
+    }
+
+    /// Writes a control record about something that happened at this log time, or right after the last one if
+    /// that was later.
+    pub fn say_at(&mut self, log_time: u64, line: String) {
+        self.words_time = log_time.max(self.words_time + 1);
+        self.words.push_back((self.words_time, line));
     }
 
     /// What the slow work should do, since the last call.
@@ -576,7 +584,7 @@ impl<I: Io> Shard<I> {
 
     /// Notes how many appends a producer was refused, once the pressure on its lane has ended.
     fn report_refusals(&mut self) -> bool {
-        let before = self.words.len();
+        let mut said = Vec::new();
         // While the gate is shut, an empty lane is no end of the pressure, and room is scarce.
         if self.gate_closed {
             return false;
@@ -590,10 +598,12 @@ impl<I: Io> Shard<I> {
                     refused - lane.refused_reported
                 );
                 lane.refused_reported = refused;
-                self.words.push_back(line);
+                said.push(line);
             }
         }
-        self.words.len() > before
+        let any = !said.is_empty();
+        said.into_iter().for_each(|line| self.say(line));
+        any
     }
 
     /// Whether what is gathered may go to the disk now.

@@ -5,7 +5,7 @@ use std::io;
 
 use crate::aligned::AlignedBuf;
 use crate::batch::{Batch, Digest, LogId};
-use crate::io::{Access, Disk};
+use crate::io::{Access, Disk, Entry};
 use crate::manifest::{Loss, Sealed, SegmentState, ShardState};
 use crate::merkle::{self, Frontier};
 use crate::segment::footer::{self, FooterFault, IndexEntry, SUMMARY_BYTES, Summary};
@@ -171,6 +171,15 @@ struct File {
     scan: Scan,
 }
 
+fn wrong_length(place: Place, index: u64, bytes: u64, sealed: &Sealed) -> Damage {
+    Damage {
+        verdict: "LENGTH",
+        place: paths::segment(place.shard, index),
+        meaning: format!("{bytes} bytes; the manifest sealed it with {}", sealed.bytes),
+        loss: Some(Loss { batches: sealed.batches.clone(), seqs: sealed.seqs.clone() }),
+    }
+}
+
 /// Reads what the manifest says is sealed: header, footer and index, all compared with it.
 pub fn read_sealed<D: Disk>(
     disk: &D,
@@ -197,10 +206,7 @@ pub fn read_sealed<D: Disk>(
     };
     let file_bytes = disk.bytes(&file)?;
     if file_bytes != sealed.bytes {
-        return damaged(
-            "LENGTH",
-            format!("{file_bytes} bytes; the manifest sealed it with {}", sealed.bytes),
-        );
+        return Ok(Err(wrong_length(place, index, file_bytes, sealed)));
     }
     match read_footer(disk, &file, file_bytes)? {
         Ok((summary, entries, digest)) => {
@@ -250,13 +256,23 @@ pub fn read_footer<D: Disk>(
 
 /// Examines a shard from its last sealed segment on.
 pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Result<Examined> {
+    examine_listed(disk, place, manifest, &disk.list()?)
+}
+
+/// The same, where somebody has listed the folder and nobody changes it.
+pub fn examine_listed<D: Disk>(
+    disk: &D,
+    place: Place,
+    manifest: &ShardState,
+    entries: &[Entry],
+) -> io::Result<Examined> {
     let mut damage = Vec::new();
-    let names = disk.names()?;
-    let indexes = names.iter().filter_map(|name| match paths::parse(name) {
-        Name::Segment { shard, index } if shard == place.shard => Some(index),
+    let lengths = entries.iter().filter_map(|entry| match paths::parse(&entry.name) {
+        Name::Segment { shard, index } if shard == place.shard => Some((index, entry.bytes)),
         _ => None,
     });
-    let present: BTreeSet<u64> = indexes.collect();
+    let lengths: BTreeMap<u64, u64> = lengths.collect();
+    let present: BTreeSet<u64> = lengths.keys().copied().collect();
     let last_sealed = manifest.segments.iter().rev().find_map(|(&index, state)| match state {
         SegmentState::Sealed(sealed) => Some((index, sealed)),
         _ => None,
@@ -277,6 +293,16 @@ pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Re
             meaning: "the manifest says that this segment exists".to_owned(),
             loss,
         });
+    }
+    // A sealed segment is not read again before the log goes on, but for the last; its length is looked at.
+    for (&index, state) in &manifest.segments {
+        if let (SegmentState::Sealed(s), Some(&bytes)) = (state, lengths.get(&index))
+            && bytes != s.bytes
+            && last_sealed.is_none_or(|(last, _)| last != index)
+            && !manifest.losses.iter().any(|l| l.batches.end == s.batches.end)
+        {
+            damage.push(wrong_length(place, index, bytes, s));
+        }
     }
     let next_index = manifest.segments.keys().chain(&present).max().map_or(0, |i| i + 1);
 
@@ -331,6 +357,13 @@ pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Re
             continue;
         }
         let file = disk.open(&paths::segment(place.shard, index), Access::ReadDirect)?;
+        if let Some(SegmentState::Exists { bytes: made }) = manifest.segments.get(&index)
+            && lengths[&index] > *made
+        {
+            // Not read, since it may be as long as somebody likes.
+            out.damage.push(not_as_made(place, index, lengths[&index], *made));
+            continue;
+        }
         files.insert(index, read_unsealed(disk, place, index, &file, &mut out.damage)?);
     }
     for (&index, file) in &files {
@@ -360,7 +393,30 @@ pub fn examine<D: Disk>(disk: &D, place: Place, manifest: &ShardState) -> io::Re
         }
     }
     follow(disk.block_bytes(), place, manifest, &files, &mut out);
+    for segment in &out.segments {
+        // A segment has its whole length before it is used, and only sealing gives back what is left: footer first.
+        if let Some(SegmentState::Exists { bytes: made }) = manifest.segments.get(&segment.index)
+            && segment.file_bytes < *made
+            && !is_being_sealed(disk, place, segment)?
+        {
+            out.damage.push(not_as_made(place, segment.index, segment.file_bytes, *made));
+        }
+    }
     Ok(out)
+}
+
+fn is_being_sealed<D: Disk>(disk: &D, place: Place, segment: &Segment) -> io::Result<bool> {
+    let file = disk.open(&paths::segment(place.shard, segment.index), Access::ReadDirect)?;
+    Ok(read_footer(disk, &file, segment.file_bytes)?.is_ok())
+}
+
+fn not_as_made(place: Place, index: u64, bytes: u64, made: u64) -> Damage {
+    Damage {
+        verdict: "LENGTH",
+        place: paths::segment(place.shard, index),
+        meaning: format!("{bytes} bytes; it was made with {made}"),
+        loss: None,
+    }
 }
 
 /// The end of a sealed segment that cannot be read, and whose end is on record as lost: what is left of it

@@ -14,9 +14,10 @@
 use std::io;
 
 use crate::batch::{Digest, Incarnation};
-use crate::io::Disk;
-use crate::manifest::{Expected, ManifestError, SegmentState, ShardManifest, ShardState};
-use crate::segment::paths;
+use crate::io::{Disk, Entry};
+use crate::journal::{self, JournalError};
+use crate::manifest::{Expected, LogState, ManifestError, SegmentState, ShardManifest, ShardState};
+use crate::segment::paths::{self, Name};
 use crate::wal::chain::{self, Damage, Examined, Place};
 use crate::wal::prepare;
 use crate::wal::recovery::{self, Begin, RecoveryError, Start};
@@ -70,10 +71,10 @@ impl<D: Disk> Opening<D> {
         Ok(locked)
     }
 
-    /// Looks at the chain. What is wrong with it is in [`Examined::damage`].
-    pub fn look(self) -> io::Result<Looked<D>> {
+    /// Looks at the chain. What is wrong with it is in [`Examined::damage`]. `entries` are the folder's.
+    pub fn look(self, entries: &[Entry]) -> io::Result<Looked<D>> {
         let Opening { disk, place, expected, manifest, locks } = self;
-        let mut examined = chain::examine(&disk, place, &manifest.state)?;
+        let mut examined = chain::examine_listed(&disk, place, &manifest.state, entries)?;
         compare(&disk, place, &manifest.state, &expected, &mut examined)?;
         // Nothing is in flight any more, and the log's own lock keeps others out; recovery takes the locks of
         // the files that it opens itself.
@@ -101,6 +102,56 @@ impl<D: Disk> Looked<D> {
         }
         Ok(Opened { place, manifest, start })
     }
+}
+
+/// Looks at a shard of an earlier layout: nobody writes to it any more, and it is still part of the log.
+pub fn look_back<D: Disk>(
+    disk: &D,
+    place: Place,
+    expected: &Expected,
+    entries: &[Entry],
+) -> Result<Vec<Damage>, ManifestError> {
+    let name = paths::shard_manifest(place.shard);
+    let gone = |meaning: &str| Damage {
+        verdict: "MISSING",
+        place: name.clone(),
+        meaning: format!("{meaning}, although the log has been open with shard {}", place.shard),
+        loss: None,
+    };
+    let failed = |source| ManifestError::Journal(JournalError::Io { name: name.clone(), source });
+    let identity = journal::Identity { log: place.log, shard: place.shard };
+    match journal::read(disk, &name, identity) {
+        Ok(Some(_)) => {}
+        Ok(None) => return Ok(vec![gone("it holds nothing whole")]),
+        Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            return Ok(vec![gone("it is gone")]);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    let manifest = ShardManifest::read(disk, place)?;
+    let mut examined = chain::examine_listed(disk, place, &manifest, entries).map_err(failed)?;
+    compare(disk, place, &manifest, expected, &mut examined).map_err(failed)?;
+    Ok(examined.damage)
+}
+
+/// A shard's files come after the line that makes the shard: if the line is not there, it is an older
+/// `log.manifest` that stands in its place.
+pub fn unknown_shard(log: &LogState, names: impl Iterator<Item = Name>) -> Option<Damage> {
+    let end = log.layouts.iter().map(|l| u64::from(l.first_shard) + u64::from(l.router.shards)).max();
+    let unknown = names.filter_map(|name| match name {
+        Name::ShardManifest { shard } | Name::Segment { shard, .. } | Name::Prep { shard, .. } => {
+            (u64::from(shard) >= end.unwrap_or(0)).then_some(shard)
+        }
+        _ => None,
+    });
+    unknown.min().map(|shard| Damage {
+        verdict: "STALE-MANIFEST",
+        place: paths::LOG_MANIFEST.to_owned(),
+        meaning: format!(
+            "there are files of shard {shard}, and it knows no such shard: an older copy of this file stands in its place, or they belong to another log"
+        ),
+        loss: None,
+    })
 }
 
 /// Compares what was found with what `log.manifest` knows: files of an older copy are whole in themselves.

@@ -5,13 +5,15 @@
 //! 20852163                                            size of its tree, in leaves, decimal
 //! CsUYapGGPo4dkMgIAUqom/Xajj7h2fB2MPA3j2jxq2I=        base64 of the tree's root
 //! ```
-//! Format: <https://c2sp.org/tlog-checkpoint@v1.0.0>. It is the text of a signed note ([`note`]). The formats
-//! are C2SP's, so nobody needs this program to check a signature.
+//! Format: <https://c2sp.org/tlog-checkpoint@v1.0.0>. It is the text of a signed note ([`note`]); the keys that
+//! sign it stand outside the log's folder ([`keys`]). The formats are C2SP's, so nobody needs this program to
+//! check a signature.
 //!
 //! A text is a checkpoint if and only if: every line has its end and no control characters; the origin is not
 //! empty; the size has no sign and no leading zeros and is below 2^64; the root is 32 bytes in padded, canonical
 //! base64; further lines, which another log may have, are not empty. So one checkpoint has one form.
 
+pub mod keys;
 pub mod note;
 
 use base64ct::{Base64, Encoding};

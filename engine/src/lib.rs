@@ -21,6 +21,7 @@
 //! load), or awaited by any executor. [`read::Reader`] gives the records back, over a live log too.
 
 pub mod builder;
+pub mod checkpoint;
 pub mod engine;
 pub mod error;
 #[cfg(feature = "glommio")]

@@ -1,6 +1,7 @@
 //! Chance, from the kernel.
 
-/// Random bytes for identities; they name things and protect nothing.
+/// Random bytes, for identities and for the seeds of keys. The kernel's generator is good for both; it makes us
+/// wait until its pool is ready.
 pub(crate) fn bytes<const N: usize>() -> [u8; N] {
     let mut out = [0u8; N];
     let mut filled = 0;

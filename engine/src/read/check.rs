@@ -554,7 +554,6 @@ impl<'a> ShardCheck<'a> {
             }
             self.link(&name, &segment.header, &at, None);
             self.named = Some(segment.header.tree.clone());
-            self.promised(view, segment.index, segment.file_bytes)?;
             // Of a live log, what is above the watermark may be half written.
             let (known, above) =
                 segment.batches.split_at(segment.batches.partition_point(|e| e.number < examined.watermark));

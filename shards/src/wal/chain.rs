@@ -397,12 +397,27 @@ pub fn examine_listed<D: Disk>(
         // A segment has its whole length before it is used, and only sealing gives back what is left: footer first.
         if let Some(SegmentState::Exists { bytes: made }) = manifest.segments.get(&segment.index)
             && segment.file_bytes < *made
+            && !is_superseded(disk.block_bytes(), place, segment, &files)
             && !is_being_sealed(disk, place, segment)?
         {
             out.damage.push(not_as_made(place, segment.index, segment.file_bytes, *made));
         }
     }
     Ok(out)
+}
+
+/// Another recovery wrote the same into another segment, and gave this one's space back; a crash came before the
+/// line that calls it void.
+fn is_superseded(block_bytes: u32, place: Place, segment: &Segment, files: &BTreeMap<u64, File>) -> bool {
+    let instead = |(&index, file): (&u64, &File)| {
+        file.header.as_ref().is_some_and(|h| {
+            index != segment.index
+                && h.origin == Origin::Recovery
+                && (h.first_batch, h.predecessor) == (segment.header.first_batch, segment.header.predecessor)
+                && is_finished(block_bytes, place, file, h)
+        })
+    };
+    segment.header.origin == Origin::Recovery && files.iter().any(instead)
 }
 
 fn is_being_sealed<D: Disk>(disk: &D, place: Place, segment: &Segment) -> io::Result<bool> {

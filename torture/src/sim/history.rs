@@ -9,6 +9,7 @@ use hanaper_shards::clock::Clock;
 use hanaper_shards::io::Disk;
 use hanaper_shards::io::sim::SimWorld;
 use hanaper_shards::manifest::LogLine;
+use hanaper_shards::merkle::{self, Frontier};
 use hanaper_shards::record;
 use hanaper_shards::shard::{Config, Published, Shard, Supply};
 use hanaper_shards::wake::Wake;
@@ -295,6 +296,13 @@ impl History {
             let (found, examined) = world::read_back(&disk, one.place).map_err(Failed::Other)?;
             if examined.chain != one.start.chain {
                 return Err(Failed::Other("recovery goes on elsewhere than its log ends".to_owned()));
+            }
+            let mut tree = Frontier::new();
+            found.iter().for_each(|batch| tree.push(merkle::leaf(&batch.digest)));
+            if tree != one.start.tree {
+                return Err(Failed::Other(
+                    "recovery goes on with another tree than that of its batches".to_owned(),
+                ));
             }
             let checked = self.model.check(slot, &found).map_err(Failed::Other)?;
             if checked.log_time_max > one.start.log_time_max {

@@ -79,7 +79,8 @@ pub fn look_at(
     if mutant != Mutant::NoLock && !opening.lock().map_err(Failed::other)? {
         return Err(Failed::Locked);
     }
-    let mut looked = opening.look().map_err(Failed::other)?;
+    let entries = disk.list().map_err(Failed::other)?;
+    let mut looked = opening.look(&entries).map_err(Failed::other)?;
     if let Some(damage) = looked.examined.damage.first() {
         return Err(Failed::Other(format!("{} {}: {}", damage.verdict, damage.place, damage.meaning)));
     }

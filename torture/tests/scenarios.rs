@@ -110,6 +110,12 @@ mod found {
         mended("kill", &[76]);
     }
 
+    /// A producer whose clock stands still goes ahead of it; the last sealed segment had lower times than the one before.
+    #[test]
+    fn log_time_behind_a_producer_ahead_of_its_clock() {
+        mended("recycled", &[9_101_188]);
+    }
+
     /// A power cut between the truncation of a superseded recovery and its line in the manifest: the next
     /// recovery took the short file for its own, and refused for ever.
     #[test]

@@ -401,7 +401,8 @@ impl<I: Io> Shard<I> {
             previous: self.chain.previous,
             epoch: self.config.epoch,
             wall_ns: anchor.wall_ns,
-            log_time: anchor.log_time,
+            // Producers whose clock stood still go ahead of it, and who opens the log next may look no further back.
+            log_time: anchor.log_time.max(self.log_time_max),
             carried: Vec::new(),
             tree,
         };

@@ -223,6 +223,8 @@ pub struct Shard<I: Io> {
     /// Whether a batch that holds records is not yet covered by a later `durable`.
     unstamped: bool,
     last_traffic: u64,
+    /// The greatest log time of all records so far.
+    log_time_max: u64,
     predecessor: Option<Predecessor>,
     active: Option<Active<<I::Disk as Disk>::File>>,
     /// A segment that was rotated out while batches of it were in flight, with the batch count at its end.
@@ -286,6 +288,7 @@ impl<I: Io> Shard<I> {
             // What recovery carried forward is durable, but no header on disk says so yet.
             unstamped: start.recovered.is_some(),
             last_traffic: clock.now(),
+            log_time_max: start.log_time_max,
             predecessor: start.predecessor,
             active: start.active,
             closing: VecDeque::new(),
@@ -634,6 +637,7 @@ impl<I: Io> Shard<I> {
         let sealed =
             building.seal(&self.config, active, &mut self.chain, durable, anchor, &mut || io.nudge());
         active.offset += sealed.bytes as u64;
+        self.log_time_max = sealed.times.map_or(0, |(_, greatest)| greatest).max(self.log_time_max);
         let segment = active.header.index;
         let token = (u64::from(self.config.slot) << 48) | self.next_token;
         self.next_token = (self.next_token + 1) & ((1 << 48) - 1);

@@ -53,6 +53,13 @@ pub struct RecoverArgs {
     output: Option<PathBuf>,
 }
 
+impl RecoverArgs {
+    /// Whether it changes a log.
+    pub fn writes(&self) -> bool {
+        self.write
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum How {
     Conservative,
@@ -89,10 +96,10 @@ pub fn run(global: &Global, args: RecoverArgs) -> Outcome {
     let (plan, done) = match (&args.input, &args.output) {
         (Some(input), Some(output)) => {
             if output.exists() {
-                return Err(Failure::usage(format!(
-                    "--output {}: it exists already; name a new file",
-                    output.display()
-                )));
+                return Err(Failure::new(
+                    Exit::Refused,
+                    format!("--output {}: it exists already; name a new file", output.display()),
+                ));
             }
             let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
             if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 
 use handmade::{Hand, event, overwrite};
-use support::{Place, Run, bare, line, run, run_with, signal, spawn, until};
+use support::{Place, Run, bare, line, run, run_with, signal, skip, spawn, until};
 
 fn json(run: &Run) -> serde_json::Value {
     serde_json::from_str(run.text().lines().last().unwrap()).unwrap()
@@ -121,6 +121,24 @@ fn a_loss_is_counted_and_named_by_its_first_and_last() {
     assert_eq!(lost, [2, 0]);
     let words = hanaper(&hand, &["inspect"]);
     assert!(words.text().contains("lost           2 records"), "{}", words.text());
+}
+
+/// What could not be written is named: the log, not the file of the lock.
+#[test]
+fn a_repair_on_a_read_only_mount_names_the_folder() {
+    let hand = sealed();
+    let (index, entry) = hand.shards[0].batches[0];
+    overwrite(&hand.file(0, index), entry.offset + 300, |bytes| bytes[0] ^= 1);
+    let mount = "mount --bind \"$1\" \"$1\" && mount -o remount,bind,ro \"$1\" || exit 77; exec \"$0\" recover --write";
+    let program = bare();
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "sh", "-c", mount]);
+    command.arg(program.get_program()).arg(hand.path()).env("HANAPER_LOG", hand.path());
+    match command.output() {
+        Ok(output) if !matches!(output.status.code(), Some(1 | 77)) => {}
+        _ => return skip("no user namespaces here: no read-only mount"),
+    }
+    run(&mut command).refused(4, &[&hand.path().display().to_string(), "can be read, and not be written"]);
 }
 
 /// One shard by itself has its own order, whatever the clocks of its producers said.

@@ -124,12 +124,10 @@ impl Global {
             say(format!("{unknown}; this verb goes on without it"));
         }
         let log = self.log().map(|(log, _)| log);
-        match self.settings(log.as_deref(), &SettingFlags::default()) {
-            // What cannot be read is told by whoever needs it.
-            Err(Failure { exit: Exit::Usage, message: Some(message) }) => {
-                say(format!("{message} (this verb uses no settings and goes on)"));
-            }
-            _ => {}
+        let settings = self.settings(log.as_deref(), &SettingFlags::default());
+        // What cannot be read is told by whoever needs it.
+        if let Err(Failure { exit: Exit::Usage, message: Some(message) }) = settings {
+            say(format!("{message} (this verb uses no settings and goes on)"));
         }
     }
 }

@@ -32,7 +32,7 @@ Examples:
 pub struct VerifyArgs {
     /// Acknowledgements that `append --acks` printed: each must still be found as it was
     ///
-    /// - is standard input. A torn last line is passed over, and said; a file without any
+    /// FILE may be - for standard input. A torn last line is passed over, and said; a file without any
     /// acknowledgement is refused.
     #[arg(long, value_name = "FILE")]
     acks: Option<PathBuf>,

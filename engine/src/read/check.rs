@@ -142,7 +142,10 @@ impl<'a> ShardCheck<'a> {
                 );
                 self.say(
                     "MISSING",
-                    format!("shard {} {}", place.shard, words::span("batch", &gap)),
+                    match gap.is_empty() {
+                        true => format!("shard {} batch {}", place.shard, gap.start),
+                        false => format!("shard {} {}", place.shard, words::span("batch", &gap)),
+                    },
                     meaning,
                     true,
                 );
@@ -706,12 +709,16 @@ impl ClockSteps {
 /// The batches that a recovery copied out of this segment into the next, and that one's name. What stood
 /// behind the end of this one was then in doubt, and may well have been acknowledged.
 fn carried_from(disk: &ReadOnly, view: &View, index: u64) -> Option<(Range<u64>, String)> {
-    for (&next, _) in view.manifest.segments.range(index + 1..) {
+    for (&next, state) in view.manifest.segments.range(index + 1..) {
+        // What an earlier attempt carried does not count.
+        if matches!(state, SegmentState::Void | SegmentState::Retired) {
+            continue;
+        }
         let name = paths::segment(view.place.shard, next);
         let Some(header) = header_of(disk, &name) else { continue };
-        if header.origin == Origin::Recovery && header.predecessor.is_some_and(|p| p.index == index) {
+        if header.predecessor.is_some_and(|p| p.index == index) {
             let carried = header.first_batch..header.carried_end();
-            return (!carried.is_empty()).then_some((carried, name));
+            return (header.origin == Origin::Recovery && !carried.is_empty()).then_some((carried, name));
         }
     }
     None

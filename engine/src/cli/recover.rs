@@ -24,7 +24,7 @@ use super::{Global, print_json};
 ///
 /// Exit code: 0 if there was nothing to do or nothing was lost, 1 if damage was found and nothing
 /// was written or something is left for a hand to do, 3 if it was recovered with the loss that is
-/// listed.
+/// listed, 5 if the file that --output names is there already.
 ///
 /// --json prints one object a step, and last a summary: result (whole, damaged or recovered), steps,
 /// losing, by_hand, salvaged and written.

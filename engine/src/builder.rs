@@ -57,6 +57,8 @@ pub struct Builder {
     pub(crate) reshard: bool,
     pub(crate) segment_bytes: u64,
     pub(crate) limits: Limits,
+    /// `None`: as much as the segment allows, up to the default.
+    payload_bytes_max: Option<usize>,
     pub(crate) driver: Driver,
     pub(crate) backend: Backend,
     pub(crate) on_failure: FailurePolicy,
@@ -77,6 +79,7 @@ impl Builder {
             reshard: false,
             segment_bytes: SEGMENT_BYTES_DEFAULT,
             limits: Limits::default(),
+            payload_bytes_max: None,
             driver: Driver::default(),
             backend: Backend::Auto,
             on_failure: FailurePolicy::default(),
@@ -116,7 +119,7 @@ impl Builder {
 
     /// The longest payload in bytes, at most 16 MiB. Default 1 MiB, or an eighth of the segment if that is less.
     pub fn payload_bytes_max(mut self, bytes: usize) -> Builder {
-        self.limits.payload_bytes_max = bytes;
+        self.payload_bytes_max = Some(bytes);
         self
     }
 
@@ -190,7 +193,7 @@ impl Builder {
         self.check()?;
         Log::open(self).map_err(|error| match error {
             // A log that lost its manifest is damaged; somebody's other files are a mistake.
-            OpenError::NotALog(path) if read::was_a_log(&path) => OpenError::ManifestGone(path),
+            OpenError::NotALog { path, .. } if read::was_a_log(&path) => OpenError::ManifestGone(path),
             other => other,
         })
     }
@@ -213,16 +216,22 @@ impl Builder {
             return wrong(format!("lane_bytes is {lane}; it must be a power of two from 4096 to 1 GiB"));
         }
         let longest = (self.segment_bytes / 8) as usize;
-        if self.limits.payload_bytes_max == Limits::default().payload_bytes_max {
-            self.limits.payload_bytes_max = self.limits.payload_bytes_max.min(longest);
-        }
-        let payload = self.limits.payload_bytes_max;
-        if payload > record::PAYLOAD_BYTES_MAX || payload > longest {
+        let payload =
+            self.payload_bytes_max.unwrap_or_else(|| Limits::default().payload_bytes_max.min(longest));
+        if payload > record::PAYLOAD_BYTES_MAX {
             return wrong(format!(
-                "payload_bytes_max is {payload}; it may be {} at most, and an eighth of segment_bytes ({longest})",
+                "payload_bytes_max is {payload}; it may be {} at most",
                 record::PAYLOAD_BYTES_MAX
             ));
         }
+        if payload > longest {
+            return wrong(format!(
+                "payload_bytes_max is {payload}; it may be an eighth of segment_bytes at most: make it {longest} or \
+                 less, or segment_bytes {} at least",
+                (8 * payload as u64).next_multiple_of(64 << 10)
+            ));
+        }
+        self.limits.payload_bytes_max = payload;
         if self.limits.producers_max == 0 {
             return wrong("producers_max is 0; it must be 1 at least".to_owned());
         }

@@ -32,6 +32,7 @@ use crate::builder::Builder;
 use crate::error::{CloseError, OpenError};
 use crate::lock::Lock;
 use crate::random;
+use crate::read;
 use crate::runtime::{self, Drive, Ended, MakeIo, Orders, Path, Seat};
 use crate::slow::{SlowQueue, SlowShard, SlowWorker};
 
@@ -134,6 +135,12 @@ impl Log {
             probe::choose_unmeasured(&folder, builder.backend).map_err(io)?
         };
 
+        if read::promise::is_volatile(&path) {
+            chosen.notices.push(
+                "this folder lies on a file system in memory: durable means here until a reboot or a power cut"
+                    .to_owned(),
+            );
+        }
         let driver_path = match chosen.backend {
             Backend::Posix => Path::Posix { dsync: chosen.dsync },
             _ => Path::Uring { inline: chosen.inline },
@@ -503,22 +510,28 @@ fn open_folder(builder: &Builder) -> Result<Folder, OpenError> {
         }
         Ok(_) => {
             let folder = Folder::open(path).map_err(io)?;
-            let names: Vec<_> = folder.names().map_err(io)?.iter().map(|name| paths::parse(name)).collect();
-            let is_log = names.contains(&Name::LogManifest);
-            if !is_log && names.iter().any(|n| !matches!(n, Name::Ignored | Name::Lock | Name::Calibrate)) {
-                return Err(OpenError::NotALog(path.clone()));
+            let names = folder.names().map_err(io)?;
+            let is_log = names.iter().any(|name| paths::parse(name) == Name::LogManifest);
+            if let Some(name) = read::in_the_way(&names).filter(|_| !is_log) {
+                return Err(OpenError::NotALog { path: path.clone(), such_as: name.clone() });
             }
             if !is_log && !builder.create {
                 return Err(OpenError::Missing(path.clone()));
             }
             Ok(folder)
         }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && builder.create => {
-            Folder::create(path).map_err(io)
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && builder.create => Folder::create(path)
+            .map_err(|source| match source.kind() {
+                std::io::ErrorKind::NotFound if !has_parent(path) => OpenError::NoParent(path.clone()),
+                _ => io(source),
+            }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(OpenError::Missing(path.clone())),
         Err(error) => Err(io(error)),
     }
+}
+
+fn has_parent(path: &FsPath) -> bool {
+    path.parent().is_none_or(|parent| parent.as_os_str().is_empty() || parent.is_dir())
 }
 
 fn open_manifest(folder: &Folder, builder: &Builder) -> Result<(Journal<Folder>, LogState), OpenError> {

@@ -10,6 +10,8 @@ use hanaper_shards::wal::chain::Damage;
 use hanaper_shards::wal::prepare::PrepareError;
 use hanaper_shards::wal::recovery::RecoveryError;
 
+use crate::words;
+
 /// What a caller can do about an error. The numbers of [`ErrorKind::exit_code`] are relied upon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
@@ -130,7 +132,8 @@ impl ReadError {
 
 impl From<Damage> for ReadError {
     fn from(damage: Damage) -> ReadError {
-        let Damage { verdict, place, meaning, loss: _ } = damage;
+        let meaning = words::meaning(&damage);
+        let Damage { verdict, place, .. } = damage;
         if verdict == "VERSION" {
             return ReadError::Newer { name: place, why: meaning };
         }
@@ -183,8 +186,18 @@ pub enum OpenError {
     #[error("{0}: no such log")]
     Missing(PathBuf),
     /// The folder holds something else.
-    #[error("{0}: not a log (it has files, and no log.manifest)")]
-    NotALog(PathBuf),
+    #[error(
+        "{path}: not a log: it has files, such as {such_as}, and no log.manifest; name a new or an empty folder"
+    )]
+    NotALog {
+        /// The folder.
+        path: PathBuf,
+        /// One of its files.
+        such_as: String,
+    },
+    /// The folder is not there, nor the one above it.
+    #[error("{0}: there is no folder above it; make that first, or name another")]
+    NoParent(PathBuf),
     /// The folder holds a log whose manifest is gone.
     #[error(
         "{0}: it has segments of a log, and their log.manifest is gone; restore that from a copy \
@@ -233,7 +246,7 @@ pub enum OpenError {
         source: ManifestError,
     },
     /// The disk or the system said no.
-    #[error("{path}: {source}{}", open_advice(source))]
+    #[error("{path}: {source}{}", io_advice(source))]
     Io {
         /// The log.
         path: PathBuf,
@@ -247,7 +260,8 @@ impl OpenError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             OpenError::Missing(_)
-            | OpenError::NotALog(_)
+            | OpenError::NotALog { .. }
+            | OpenError::NoParent(_)
             | OpenError::Setting(_)
             | OpenError::Shards { .. } => ErrorKind::Usage,
             OpenError::Owned { .. } => ErrorKind::Owned,
@@ -279,7 +293,10 @@ impl OpenError {
 
     pub(crate) fn from_recovery(path: PathBuf, source: RecoveryError) -> OpenError {
         match source {
-            RecoveryError::Damaged(_) => OpenError::Damaged { path, source },
+            RecoveryError::Damaged(mut damage) => {
+                damage.iter_mut().for_each(|d| d.meaning = words::meaning(d));
+                OpenError::Damaged { path, source: RecoveryError::Damaged(damage) }
+            }
             RecoveryError::Manifest(source) | RecoveryError::Prepare(PrepareError::Manifest(source)) => {
                 OpenError::Manifest { path, source }
             }
@@ -307,14 +324,6 @@ fn io_advice(error: &io::Error) -> &'static str {
             "; ask the kernel's log about the disk before anything else"
         }
         _ => "",
-    }
-}
-
-/// The same for a log that is to be opened, and made if it is not there.
-fn open_advice(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::ENOENT) => "; see that the folder above it is there",
-        _ => io_advice(error),
     }
 }
 

@@ -33,6 +33,7 @@ pub mod recover;
 mod runtime;
 mod slice;
 mod slow;
+pub mod words;
 
 pub use builder::{Backend, Builder, Driver, FailurePolicy};
 pub use engine::{CloseReport, Log, ShardStats, Snapshot};

@@ -27,6 +27,7 @@ use crate::read::check::ShardCheck;
 use crate::read::disk::ReadOnly;
 use crate::read::view::{self, View};
 use crate::read::{self, OwnedRecord};
+use crate::words;
 
 mod segment;
 
@@ -148,7 +149,7 @@ pub fn write(path: impl AsRef<Path>, _mode: Mode) -> Result<Plan, ReadError> {
     };
     let _lock = Lock::take(disk.path()).map_err(|error| match error {
         OpenError::Owned { .. } => ReadError::Owned { path: name.clone() },
-        OpenError::Io { source, .. } => ReadError::Io { name: paths::LOCK.to_owned(), source },
+        OpenError::Io { source, .. } => ReadError::Io { name: name.clone(), source },
         other => ReadError::Refused { name: name.clone(), why: other.to_string() },
     })?;
     for shard in log.shards.iter().filter(|shard| !losses(shard).is_empty()) {
@@ -162,7 +163,7 @@ fn planned(log: &Log) -> Plan {
     Plan {
         steps: lost.chain(log.shards.iter().flat_map(steps)).chain(log.strays.iter().map(by_hand)).collect(),
         salvaged: Vec::new(),
-        obstacle: obstacle(log).map(|d| format!("{} {}: {}", d.verdict, d.place, d.meaning)),
+        obstacle: obstacle(log).map(|d| format!("{} {}: {}", d.verdict, d.place, words::meaning(d))),
     }
 }
 
@@ -357,8 +358,9 @@ fn steps(shard: &Found) -> Vec<Step> {
             _ if shard.left.contains(damage) => by_hand(damage),
             Some(l) => Step {
                 action: format!(
-                    "put batches {}..{} (records {}..{}) on record as lost",
-                    l.batches.start, l.batches.end, l.seqs.start, l.seqs.end
+                    "put {}, {}, on record as lost",
+                    words::span("batch", &l.batches),
+                    words::records(&l.seqs)
                 ),
                 by: Who::Recover,
                 ..by_hand(damage)
@@ -382,7 +384,7 @@ fn by_hand(damage: &Damage) -> Step {
         row: damage.verdict,
         place: damage.place.clone(),
         action: advice(damage).to_owned(),
-        why: damage.meaning.clone(),
+        why: words::meaning(damage),
         loses: !matches!(damage.verdict, "PADDING" | "STRAY"),
         by: Who::Hand,
     }

@@ -18,11 +18,37 @@ enum Shape {
     /// A whole number within bounds; `auto`, if that is allowed, leaves it to the engine.
     Count { min: u64, max: u64, auto: bool },
     /// A number of bytes, plain or with KiB, MiB, GiB (1,024) or KB, MB, GB (1,000).
-    Bytes { min: u64, max: u64, power_of_two: bool },
+    Bytes { min: u64, max: u64, form: Form },
     /// One of these.
     Word(&'static [&'static str]),
     /// `true` or `false`.
     Switch,
+}
+
+/// Which numbers of bytes will do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Any,
+    PowerOfTwo,
+    MultipleOf(u64),
+}
+
+impl Form {
+    fn has(self, n: u64) -> bool {
+        match self {
+            Form::Any => true,
+            Form::PowerOfTwo => n.is_power_of_two(),
+            Form::MultipleOf(of) => n.is_multiple_of(of),
+        }
+    }
+
+    fn words(self) -> String {
+        match self {
+            Form::Any => "a number of bytes".to_owned(),
+            Form::PowerOfTwo => "a power of two".to_owned(),
+            Form::MultipleOf(of) => format!("a multiple of {}", short(of)),
+        }
+    }
 }
 
 /// One setting: its name in `hanaper.toml`. The variable and the flag follow from it.
@@ -44,6 +70,15 @@ impl Key {
     pub fn flag(&self) -> String {
         format!("--{}", self.name.replace('_', "-"))
     }
+
+    /// The words that it may be, where it is one of some.
+    pub fn words(&self) -> &'static [&'static str] {
+        match self.shape {
+            Shape::Word(words) => words,
+            Shape::Switch => &["true", "false"],
+            Shape::Count { .. } | Shape::Bytes { .. } => &[],
+        }
+    }
 }
 
 const MIB: u64 = 1 << 20;
@@ -61,19 +96,19 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "segment_bytes",
         default: "16MiB",
-        shape: Shape::Bytes { min: MIB, max: 64 << 30, power_of_two: false },
+        shape: Shape::Bytes { min: MIB, max: 64 << 30, form: Form::MultipleOf(64 << 10) },
         about: "size of a segment file",
     },
     Key {
         name: "lane_bytes",
         default: "256KiB",
-        shape: Shape::Bytes { min: 4096, max: 1 << 30, power_of_two: true },
+        shape: Shape::Bytes { min: 4096, max: 1 << 30, form: Form::PowerOfTwo },
         about: "size of a lane, one for each producer and shard",
     },
     Key {
         name: "payload_bytes_max",
         default: "1MiB",
-        shape: Shape::Bytes { min: 1, max: 16 * MIB, power_of_two: false },
+        shape: Shape::Bytes { min: 1, max: 16 * MIB, form: Form::Any },
         about: "the longest event that is accepted; at most an eighth of a segment",
     },
     Key {
@@ -122,7 +157,7 @@ pub const KEYS: &[Key] = &[
     Key {
         name: "pipeline_bytes",
         default: "64KiB",
-        shape: Shape::Bytes { min: 1, max: MIB, power_of_two: false },
+        shape: Shape::Bytes { min: 1, max: MIB, form: Form::Any },
         about: "what must be gathered before another commit is begun beside one in flight",
     },
     Key {
@@ -158,7 +193,12 @@ impl fmt::Display for Value {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     Default,
-    File { path: PathBuf, line: usize },
+    /// Nobody set it, and the log that is there has it so.
+    Log,
+    File {
+        path: PathBuf,
+        line: usize,
+    },
     Env(String),
     Flag(String),
 }
@@ -167,6 +207,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Origin::Default => f.write_str("default"),
+            Origin::Log => f.write_str("log"),
             Origin::File { path, line } => write!(f, "{}:{line}", path.display()),
             Origin::Env(name) => f.write_str(name),
             Origin::Flag(name) => f.write_str(name),
@@ -179,6 +220,7 @@ impl Origin {
     pub fn layer(&self) -> &'static str {
         match self {
             Origin::Default => "default",
+            Origin::Log => "log",
             Origin::File { .. } => "file",
             Origin::Env(_) => "environment",
             Origin::Flag(_) => "flag",
@@ -193,10 +235,23 @@ pub enum SettingsError {
     Value { setting: String, want: String },
     #[error("{}:{line}: there is no setting {name}{hint}; `hanaper config` lists them all", path.display())]
     Unknown { path: PathBuf, line: usize, name: String, hint: String },
-    #[error("{}: cannot be read: {source}; name another file with --config", path.display())]
-    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}: cannot be read: {source}; {advice}", path.display())]
+    Read { path: PathBuf, source: std::io::Error, advice: &'static str },
     #[error("{}:{line}: not TOML: {message}", path.display())]
     Syntax { path: PathBuf, line: usize, message: String },
+}
+
+impl SettingsError {
+    /// Whether the system refused, and no other text would help.
+    pub fn is_io(&self) -> bool {
+        use std::io::ErrorKind::{InvalidData, IsADirectory, NotADirectory, NotFound};
+        match self {
+            SettingsError::Read { source, .. } => {
+                !matches!(source.kind(), NotFound | NotADirectory | IsADirectory | InvalidData)
+            }
+            _ => false,
+        }
+    }
 }
 
 /// The settings in force.
@@ -238,22 +293,43 @@ impl Settings {
             let index = index_of(name).expect("flags are made from KEYS");
             settings.set(index, text, Origin::Flag(KEYS[index].flag()))?;
         }
-        // A record must leave room for others in its segment: the library's own default follows
-        // the segment in the same way.
-        let longest = settings.segment_bytes() / LARGEST_SHARE;
-        if settings.payload_bytes_max() as u64 > longest {
-            settings.default_to("payload_bytes_max", &longest.to_string());
-        }
+        settings.fit_payload()?;
         Ok(settings)
+    }
+
+    /// A record must leave room for others in its segment. The default follows the segment, as the library's
+    /// own does; what somebody set is refused, not lowered.
+    fn fit_payload(&mut self) -> Result<(), SettingsError> {
+        let longest = self.segment_bytes() / LARGEST_SHARE;
+        let payload = self.payload_bytes_max() as u64;
+        if payload <= longest {
+            return Ok(());
+        }
+        let index = index_of("payload_bytes_max").expect("a setting's name");
+        let origin = &self.values[index].1;
+        if *origin == Origin::Default {
+            self.default_to("payload_bytes_max", &longest.to_string());
+            return Ok(());
+        }
+        let segment = (payload * LARGEST_SHARE).next_multiple_of(64 << 10);
+        Err(SettingsError::Value {
+            setting: place(&KEYS[index], &short(payload), origin),
+            want: format!(
+                "an event may take an eighth of a segment at most, and segment_bytes is {}; say {} or less, or \
+                 --segment-bytes {} at least",
+                short(self.segment_bytes()),
+                short(longest),
+                short(segment)
+            ),
+        })
     }
 
     fn apply_file(&mut self, path: &Path, text: &str) -> Result<(), SettingsError> {
         let line_at = |offset: usize| text[..offset].matches('\n').count() + 1;
         let table: BTreeMap<toml::Spanned<String>, toml::Spanned<toml::Value>> = toml::from_str(text)
-            .map_err(|error| SettingsError::Syntax {
-                path: path.to_owned(),
-                line: line_at(error.span().map_or(0, |span| span.start)),
-                message: error.message().to_owned(),
+            .map_err(|error| {
+                let line = line_at(error.span().map_or(0, |span| span.start));
+                syntax(path, line, text.lines().nth(line - 1).unwrap_or(""), error.message())
             })?;
         for (name, value) in table {
             let line = line_at(name.span().start);
@@ -283,22 +359,32 @@ impl Settings {
                 self.values[index] = (value, origin);
                 Ok(())
             }
-            Err(want) => Err(SettingsError::Value {
-                setting: match origin {
-                    Origin::Flag(flag) => format!("{flag} {text}"),
-                    Origin::Env(variable) => format!("{variable}={text}"),
-                    _ => format!("{origin}: {} = {text}", key.name),
-                },
-                want,
-            }),
+            Err(want) => Err(SettingsError::Value { setting: place(key, text, &origin), want }),
         }
     }
 
     /// Takes `text` for a setting that nobody set.
-    pub fn default_to(&mut self, name: &str, text: &str) {
+    fn default_to(&mut self, name: &str, text: &str) {
         let index = index_of(name).expect("a setting's name");
         if self.values[index].1 == Origin::Default {
             self.values[index].0 = parse(&KEYS[index], text).expect("a value that parses");
+        }
+    }
+
+    /// Takes `text` for a segment's length that nobody set, unless the events that are to fit need more.
+    pub fn default_segment_to(&mut self, text: &str) {
+        let before = self.clone();
+        self.default_to("segment_bytes", text);
+        if self.fit_payload().is_err() {
+            *self = before;
+        }
+    }
+
+    /// What the log that is there has, where nobody set a number of shards.
+    pub fn shards_of_log(&mut self, shards: u32) {
+        let index = index_of("shards").expect("a setting's name");
+        if self.values[index].0 == Value::Auto {
+            self.values[index] = (Value::Number(u64::from(shards)), Origin::Log);
         }
     }
 
@@ -376,6 +462,40 @@ impl Settings {
     }
 }
 
+/// What is wrong with a line that is no TOML. A word without quotes is what people write; then what it
+/// should have been says more than the parser can.
+fn syntax(path: &Path, line: usize, text: &str, message: &str) -> SettingsError {
+    let bare = text.split_once('=').map(|(name, value)| (name.trim(), value.trim()));
+    let bare = bare.filter(|(_, value)| value.starts_with(|c: char| c.is_ascii_alphanumeric()));
+    let known = bare.and_then(|(name, value)| Some((&KEYS[index_of(name)?], value)));
+    let origin = Origin::File { path: path.to_owned(), line };
+    match known.map(|(key, value)| (key, value, parse(key, value))) {
+        Some((key, value, Err(want))) => SettingsError::Value { setting: place(key, value, &origin), want },
+        Some((key, value, Ok(_))) => SettingsError::Value {
+            setting: place(key, value, &origin),
+            want: format!("it must stand in quotes: {} = \"{value}\"", key.name),
+        },
+        None => SettingsError::Syntax { path: path.to_owned(), line, message: message.to_owned() },
+    }
+}
+
+/// `auto, uring or posix`
+fn or(words: &[&str]) -> String {
+    match words {
+        [rest @ .., last] if !rest.is_empty() => format!("{} or {last}", rest.join(", ")),
+        _ => words.concat(),
+    }
+}
+
+/// A setting as it stands where it was set.
+fn place(key: &Key, text: &str, origin: &Origin) -> String {
+    match origin {
+        Origin::Flag(flag) => format!("{flag} {text}"),
+        Origin::Env(variable) => format!("{variable}={text}"),
+        _ => format!("{origin}: {} = {text}", key.name),
+    }
+}
+
 fn index_of(name: &str) -> Option<usize> {
     KEYS.iter().position(|key| key.name == name)
 }
@@ -399,7 +519,12 @@ fn read_file(log: Option<&Path>, config: Option<&Path>) -> Result<Option<(PathBu
         {
             Ok(None)
         }
-        Err(source) => Err(SettingsError::Read { path, source }),
+        // The folder itself may be what cannot be read.
+        Err(source) if config.is_none() => {
+            let advice = "run it as a user who may read this folder, or name another";
+            Err(SettingsError::Read { path, source, advice })
+        }
+        Err(source) => Err(SettingsError::Read { path, source, advice: "name another file with --config" }),
     }
 }
 
@@ -416,24 +541,53 @@ fn parse(key: &Key, text: &str) -> Result<Value, String> {
                 format!("it must be a whole number from {min} to {max}{or}")
             })
         }
-        Shape::Bytes { min, max, power_of_two } => parse_bytes(text)
-            .filter(|n| (min..=max).contains(n) && (!power_of_two || n.is_power_of_two()))
+        Shape::Bytes { min, max, form } => parse_bytes(text)
+            .filter(|n| (min..=max).contains(n) && form.has(*n))
             .map(Value::Number)
             .ok_or_else(|| {
-                let kind = if power_of_two { "a power of two" } else { "a number of bytes" };
-                format!("it must be {kind} from {min} to {max}, such as 65536 or 4MiB")
+                let want = format!("it must be {} from {} to {}", form.words(), short(min), short(max));
+                match decimal_unit(text) {
+                    Some((given, meant)) => format!(
+                        "{want}; {given} counts in thousands, {meant} in 1,024s: is {meant} what is meant?"
+                    ),
+                    None => format!("{want}, such as {}", example(min)),
+                }
             }),
         Shape::Word(words) => words
             .iter()
             .find(|word| **word == text)
             .map(|word| Value::Word(word))
-            .ok_or_else(|| format!("it must be {}", words.join(" or "))),
+            .ok_or_else(|| format!("it must be {}", or(words))),
         Shape::Switch => match text {
             "true" => Ok(Value::Switch(true)),
             "false" => Ok(Value::Switch(false)),
             _ => Err("it must be true or false".to_owned()),
         },
     }
+}
+
+/// A value that the bounds allow.
+fn example(min: u64) -> &'static str {
+    if min < MIB { "64KiB" } else { "16MiB" }
+}
+
+/// `KB`, `MB` or `GB` as it was given, and the unit of 1,024s that is more often meant.
+fn decimal_unit(text: &str) -> Option<(&str, &'static str)> {
+    let unit = text.trim_start_matches(|c: char| c.is_ascii_digit()).trim();
+    let meant = match unit.to_ascii_lowercase().as_str() {
+        "kb" => "KiB",
+        "mb" => "MiB",
+        "gb" => "GiB",
+        _ => return None,
+    };
+    Some((unit, meant))
+}
+
+/// `65536` → `64KiB`; a number that no unit divides stays as it is.
+fn short(bytes: u64) -> String {
+    let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
+    let whole = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
+    whole.map_or_else(|| bytes.to_string(), |(unit, name)| format!("{}{name}", bytes / unit))
 }
 
 /// `65536`, `64KiB`, `1 MB`
@@ -519,14 +673,50 @@ mod tests {
         );
         assert_eq!(
             load("", &[("HANAPER_LANE_BYTES", "5000")], &[]).unwrap_err(),
-            "HANAPER_LANE_BYTES=5000: it must be a power of two from 4096 to \
-             1073741824, such as 65536 or 4MiB"
+            "HANAPER_LANE_BYTES=5000: it must be a power of two from 4KiB to 1GiB, such as 64KiB"
         );
         assert_eq!(
             load("\nbackend = \"aio\"\n", &[], &[]).unwrap_err(),
-            "hanaper.toml:2: backend = aio: it must be auto or uring or posix"
+            "hanaper.toml:2: backend = aio: it must be auto, uring or posix"
+        );
+        assert_eq!(
+            load("shards = two\n", &[], &[]).unwrap_err(),
+            "hanaper.toml:1: shards = two: it must be a whole number from 1 to 256, or auto"
+        );
+        assert_eq!(
+            load("pin = true\nlane_bytes = 64KiB\n", &[], &[]).unwrap_err(),
+            "hanaper.toml:2: lane_bytes = 64KiB: it must stand in quotes: lane_bytes = \"64KiB\""
         );
         assert!(load("shards = \n", &[], &[]).unwrap_err().starts_with("hanaper.toml:1: not TOML"));
+    }
+
+    /// Who sets a value is told if it cannot be had; nobody's value is quietly another one.
+    #[test]
+    fn an_explicit_payload_is_refused_with_both_ways_out_and_a_default_follows_the_segment() {
+        let small = load("", &[], &[("segment_bytes", "2MiB")]).unwrap();
+        assert_eq!(small.payload_bytes_max(), 256 << 10);
+        assert_eq!(
+            load("", &[], &[("segment_bytes", "2MiB"), ("payload_bytes_max", "1MiB")]).unwrap_err(),
+            "--payload-bytes-max 1MiB: an event may take an eighth of a segment at most, and segment_bytes is \
+             2MiB; say 256KiB or less, or --segment-bytes 8MiB at least"
+        );
+        let alone = load("", &[], &[("payload_bytes_max", "16MiB")]).unwrap_err();
+        assert!(alone.ends_with("say 2MiB or less, or --segment-bytes 128MiB at least"), "{alone}");
+    }
+
+    /// 16 MB is no multiple of anything in a disk; whoever writes it means 16 MiB.
+    #[test]
+    fn a_size_in_thousands_is_told_from_one_in_1024s() {
+        assert_eq!(
+            load("", &[], &[("segment_bytes", "16MB")]).unwrap_err(),
+            "--segment-bytes 16MB: it must be a multiple of 64KiB from 1MiB to 64GiB; MB counts in thousands, \
+             MiB in 1,024s: is MiB what is meant?"
+        );
+        let odd = load("segment_bytes = 1048577", &[], &[]).unwrap_err();
+        assert_eq!(
+            odd,
+            "hanaper.toml:1: segment_bytes = 1048577: it must be a multiple of 64KiB from 1MiB to 64GiB, such as 16MiB"
+        );
     }
 
     /// A misspelt key would otherwise be a setting that silently does nothing.

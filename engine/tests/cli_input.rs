@@ -112,14 +112,14 @@ fn an_empty_input_is_no_event() {
     place.verify();
 }
 
-/// It comes back without one, and what is appended later begins where it ended, as in the files.
+/// It comes back without one, and what is appended later is a line of its own all the same.
 #[test]
 fn a_last_line_without_lf_comes_back_without_one() {
     let place = Place::new();
     place.append(b"one\ntwo");
     assert_eq!(place.replay(), b"one\ntwo");
     place.append(b"three\n");
-    assert_eq!(place.replay(), b"one\ntwothree\n");
+    assert_eq!(place.replay(), b"one\ntwo\nthree\n");
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn a_loss_goes_from_found_to_recovered_to_stepped_over() {
     // It is on record: nothing is left to do, and whoever reads is told that it is not all.
     assert_eq!(hanaper(&hand, &["recover"]).code, 0);
     let replayed = hanaper(&hand, &["replay"]);
-    replayed.refused(3, &["shard 0 records 2..3 are lost"]);
+    replayed.refused(3, &["shard 0, lost and on record as lost: record 2"]);
     assert_eq!(replayed.text().lines().count(), 14);
     assert_eq!(hanaper(&hand, &["replay", "--shard", "0", "--output", "json"]).code, 3);
     let verified = hanaper(&hand, &["verify"]);

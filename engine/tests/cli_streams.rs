@@ -33,23 +33,25 @@ fn a_closed_pipe_ends_replay_quietly() {
     }
 }
 
-/// Who stops reading acknowledgements does not stop events from being stored.
+/// Events whose acknowledgements nobody gets are not taken without a word: what was accepted is durable,
+/// its count is said, and the rest is still to be appended.
 #[test]
-fn a_closed_pipe_does_not_stop_append() {
+fn closed_acknowledgements_end_append_with_what_was_accepted() {
     let place = Place::new();
-    let input = numbered(50_000);
-    let mut child = spawn(&mut place.hanaper(&["append", "--acks"]));
-    let mut stdin = child.stdin.take().unwrap();
+    let input = numbered(3_000_000);
+    let mut child = spawn(&mut place.hanaper(&["append", "--acks", "--json"]));
+    feed(&mut child, input.clone().into_bytes());
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
-    stdin.write_all(b"1\n").unwrap();
     assert!(line(&mut stdout).starts_with("{\"line\":1,"));
     drop(stdout);
-    stdin.write_all(&input.as_bytes()[2..]).unwrap();
-    drop(stdin);
     let stderr = rest(child.stderr.take().unwrap());
-    assert_eq!(code(&child.wait().unwrap()), 0, "{stderr}");
+    assert_eq!(code(&child.wait().unwrap()), 4, "{stderr}");
     assert_eq!(stderr.matches("no longer printed").count(), 1, "{stderr}");
-    assert_eq!(place.replay(), input.as_bytes());
+    let (before, _) = stderr.split_once(" events (").unwrap();
+    let said: u64 = before.rsplit(' ').next().unwrap().replace(',', "").parse().unwrap();
+    assert!(said < 3_000_000, "{stderr}");
+    assert!(place.replay() == numbered(said).as_bytes(), "not the first {said} lines");
+    place.verify();
 }
 
 #[test]
@@ -95,8 +97,18 @@ fn acknowledgements_name_file_line_and_place() {
     let (acks, summary) = run.text().trim_end().rsplit_once('\n').unwrap();
     let summary: serde_json::Value = serde_json::from_str(summary).unwrap();
     let fields: Vec<_> = summary.as_object().unwrap().keys().cloned().collect();
-    let mut expected =
-        ["events", "bytes", "shards", "seconds", "events_per_s", "p50_us", "p99_us", "p999_us", "refused"];
+    let mut expected = [
+        "events",
+        "bytes",
+        "shards",
+        "seconds",
+        "events_per_s",
+        "p50_us",
+        "p99_us",
+        "p999_us",
+        "refused",
+        "recovered",
+    ];
     expected.sort_unstable();
     let mut sorted = fields;
     sorted.sort_unstable();
@@ -165,6 +177,36 @@ fn sigint_finishes_what_was_accepted() {
 #[test]
 fn sigterm_finishes_what_was_accepted() {
     interrupted_by(libc::SIGTERM);
+}
+
+#[test]
+fn sighup_finishes_what_was_accepted() {
+    interrupted_by(libc::SIGHUP);
+}
+
+/// `nohup hanaper append` goes on when its terminal is gone.
+#[test]
+fn an_ignored_sighup_stays_ignored() {
+    let place = Place::new();
+    let program = place.hanaper(&["append", "--acks"]);
+    let mut nohup = std::process::Command::new("sh");
+    nohup.args(["-c", "trap '' HUP; exec \"$0\" append --acks"]).arg(program.get_program());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(value) => nohup.env(name, value),
+            None => nohup.env_remove(name),
+        };
+    }
+    let mut child = spawn(&mut nohup);
+    let mut stdin = child.stdin.take().unwrap();
+    let mut acks = BufReader::new(child.stdout.take().unwrap());
+    stdin.write_all(b"one\n").unwrap();
+    line(&mut acks);
+    signal(&child, libc::SIGHUP);
+    stdin.write_all(b"two\n").unwrap();
+    assert!(line(&mut acks).starts_with("{\"line\":2,"));
+    drop(stdin);
+    assert_eq!(code(&child.wait().unwrap()), 0);
 }
 
 /// A signal while the input is silent must not wait for the next line.

@@ -14,7 +14,14 @@ fn try_appends_verifies_replays_and_compares() {
     let place = Place::new();
     let tried = run(bare().arg("try").env("TMPDIR", place.path("")));
     assert_eq!(tried.code, 0, "{}{}", tried.text(), tried.err);
-    for word in ["500 events", "durable", "self-consistent", "anchor: none", "same bytes"] {
+    for word in [
+        "500 events",
+        "all events appended at once",
+        "durable",
+        "self-consistent",
+        "anchor: none",
+        "same bytes",
+    ] {
         assert!(tried.text().contains(word), "{word}:\n{}", tried.text());
     }
     assert_eq!(fs::read_dir(place.path("")).unwrap().count(), 0, "it left something behind");

@@ -188,6 +188,9 @@ fn wrong_settings_name_themselves() {
     refused(builder(&path).segment_bytes(12345), "segment_bytes");
     refused(builder(&path).lane_bytes(1000), "lane_bytes");
     refused(builder(&path).payload_bytes_max(17 << 20), "payload_bytes_max");
+    // Also where it is what nobody would have had to say.
+    let one_mib = builder(&path).segment_bytes(1 << 20).payload_bytes_max(1 << 20);
+    refused(one_mib, "make it 131072 or less, or segment_bytes 8388608 at least");
     refused(builder(&path).create(false), "no such log");
     assert!(!path.exists(), "a refused open leaves nothing");
     std::fs::write(folder.path().join("letter.txt"), "dear").unwrap();

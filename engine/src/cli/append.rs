@@ -3,6 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use hanaper::Log;
+use hanaper::words::span;
+use hanaper_shards::segment::paths;
+use hanaper_shards::wal::recovery::Recovered;
 use serde::Serialize;
 
 use super::exit::{Exit, Failure, Outcome, plain, say};
@@ -12,7 +16,7 @@ use super::key::KeyRule;
 use super::numbers::{count, grouped};
 use super::progress::Progress;
 use super::signals::Interrupts;
-use super::{Global, SettingFlags, builder};
+use super::{Global, SettingFlags, builder, space};
 
 /// Store events, one a line, and end when all are durable.
 ///
@@ -20,8 +24,14 @@ use super::{Global, SettingFlags, builder};
 /// the LF: they may be binary, empty, or end in a CR. Bytes after the last LF are an event too.
 ///
 /// A line over payload_bytes_max is refused with its number, everything else is stored, and the
-/// exit code is 2. SIGINT and SIGTERM end the reading; what was accepted becomes durable, its
-/// count is printed, and the exit code is 130.
+/// exit code is 2. SIGINT, SIGTERM and SIGHUP end the reading; what was accepted becomes durable, its
+/// count is printed, and the exit code is 130. So does whoever closes the output of --acks, with exit
+/// code 4.
+///
+/// On a full disk it says so and waits for space, for as long as it takes; Ctrl-C ends it. Where there is
+/// not even room for a new log's first segments it ends at once, with exit code 4.
+///
+/// If the log was not closed, what recovery did is said first, a line for each shard.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -30,7 +40,7 @@ Examples:
   hanaper append --log ./audit --shards 4 --key json:/user/id events.ndjson
   hanaper append --log ./audit --json a.log b.log
       {\"events\":1200,\"bytes\":96000,\"shards\":2,\"seconds\":0.02,\"events_per_s\":60000.0,
-       \"p50_us\":210.1,\"p99_us\":480.6,\"p999_us\":612.0,\"refused\":0}")]
+       \"p50_us\":210.1,\"p99_us\":480.6,\"p999_us\":612.0,\"refused\":0,\"recovered\":[]}")]
 pub struct AppendArgs {
     /// Files to read; - (or none) is standard input
     #[arg(value_name = "FILE")]
@@ -45,9 +55,10 @@ pub struct AppendArgs {
     #[arg(long, value_name = "RULE", default_value = "line")]
     key: KeyRule,
 
-    /// When an event counts as acknowledged
-    #[arg(long, value_name = "LEVEL", default_value = "durable",
-          value_parser = ["durable", "shadow", "checkpointed", "replicated"])]
+    /// When an event counts as acknowledged: once a completed sync covers it on the disk
+    // There is one level; scripts may say that they rely on it.
+    #[allow(dead_code)]
+    #[arg(long, value_name = "LEVEL", default_value = "durable", value_parser = ["durable"])]
     ack: String,
 
     /// Print {"line":…,"shard":…,"seq":…,"batch":DIGEST} for each event once it is durable
@@ -77,10 +88,61 @@ pub struct Summary {
     pub p99_us: f64,
     pub p999_us: f64,
     pub refused: u64,
+    /// What opening the log recovered; empty if it had been closed.
+    pub recovered: Vec<RecoveredShard>,
+}
+
+/// One shard that had not been closed.
+#[derive(Debug, Serialize)]
+pub struct RecoveredShard {
+    shard: u32,
+    /// The row of recovery's table.
+    reason: &'static str,
+    /// The segment that it goes on in.
+    segment: u64,
+    /// Batches that were copied into it.
+    carried_first: u64,
+    carried_count: u64,
+    /// Behind the last intact batch; never acknowledged.
+    cut_bytes: u64,
+}
+
+impl RecoveredShard {
+    fn all(log: &Log) -> Vec<RecoveredShard> {
+        let one = |(shard, r): &(u32, Recovered)| RecoveredShard {
+            shard: *shard,
+            reason: r.label,
+            segment: r.segment,
+            carried_first: r.carried.start,
+            carried_count: r.carried.end.saturating_sub(r.carried.start),
+            cut_bytes: r.cut_bytes,
+        };
+        log.recovered().iter().map(one).collect()
+    }
+
+    /// For people.
+    fn sentence(&self) -> String {
+        let into = paths::segment(self.shard, self.segment);
+        let carried = match self.carried_count {
+            0 => format!("it goes on in {into}"),
+            n => {
+                let batches = span("batch", &(self.carried_first..self.carried_first + n));
+                let were = if n == 1 { "was" } else { "were" };
+                format!("{batches} {were} copied into {into}, where it goes on")
+            }
+        };
+        let cut = match self.cut_bytes {
+            0 => "nothing was cut".to_owned(),
+            n => {
+                format!("{} behind its last batch were never acknowledged and are cut off", count(n, "byte"))
+            }
+        };
+        format!("recovered shard {}, which had not been closed: {carried}; {cut}", self.shard)
+    }
 }
 
 impl Summary {
-    pub fn new(fed: &Fed, shards: u32) -> Summary {
+    pub fn new(fed: &Fed, shards: u32, recovered: Vec<RecoveredShard>) -> Summary {
         let seconds = fed.elapsed.as_secs_f64();
         let us = |quantile: f64| tenths(fed.latency.value_at_quantile(quantile) as f64 / 1_000.0);
         Summary {
@@ -93,6 +155,7 @@ impl Summary {
             p99_us: us(0.99),
             p999_us: us(0.999),
             refused: fed.refused,
+            recovered,
         }
     }
 
@@ -124,12 +187,6 @@ fn tenths(value: f64) -> f64 {
 pub fn run(global: &Global, args: AppendArgs) -> Outcome {
     let log = global.need_log()?;
     let settings = global.settings(Some(&log), &args.settings)?;
-    if args.ack != "durable" {
-        return Err(Failure::usage(format!(
-            "--ack {}: this version acknowledges when an event is durable; leave --ack out",
-            args.ack
-        )));
-    }
     if args.reshard && settings.shards().is_none() {
         return Err(Failure::usage("--reshard: say how many shards there shall be, with --shards N"));
     }
@@ -141,6 +198,7 @@ pub fn run(global: &Global, args: AppendArgs) -> Outcome {
     let names: Vec<String> = sources.iter().map(Source::name).collect();
     let known_bytes = sources.iter().map(Source::bytes).sum();
     let inputs = Inputs::open(sources)?;
+    space::for_a_new_log(&log, &settings)?;
     let log = builder(&log, &settings)
         .reshard(args.reshard)
         .open()
@@ -149,6 +207,8 @@ pub fn run(global: &Global, args: AppendArgs) -> Outcome {
         say(notice);
     }
     let shards = log.shards();
+    let recovered = RecoveredShard::all(&log);
+    recovered.iter().for_each(|shard| say(shard.sentence()));
     let fed = {
         let progress = Progress::bytes("appending", known_bytes);
         let acks = match args.acks {
@@ -158,18 +218,19 @@ pub fn run(global: &Global, args: AppendArgs) -> Outcome {
         let how = Feed {
             key: &args.key,
             payload_bytes_max: settings.payload_bytes_max(),
+            segment_bytes: settings.segment_bytes(),
             acks,
             progress: &progress,
         };
         feed(&log, inputs, &names, &mut interrupts, &how)?
     };
     let closed = log.close();
-    let summary = Summary::new(&fed, shards);
+    let summary = Summary::new(&fed, shards, recovered);
     let printed = match global.json {
         true => super::print_json(&summary),
         false => Ok(()),
     };
-    if fed.interrupted || !global.json {
+    if fed.interrupted || fed.failure.is_some() || !global.json {
         let interrupted = if fed.interrupted { "interrupted: " } else { "" };
         say(format!("{interrupted}{}", summary.sentence()));
     }

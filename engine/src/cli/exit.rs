@@ -51,7 +51,7 @@ Exit codes:
   3    recovered, with loss that is listed
   4    I/O failed, or another process owns the log
   5    refused by policy
-  130  interrupted; what was accepted is durable";
+  130  interrupted; what was accepted is durable (append, try)";
 
 /// Why a verb ended early.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use hdrhistogram::Histogram;
 use super::exit::{Exit, Failure, plain, say};
 use super::input::{Input, Line, Lines, Source};
 use super::key::KeyRule;
-use super::numbers::hex;
+use super::numbers::{hex, size};
 use super::progress::Progress;
 use super::signals::{Interrupts, Ready};
 
@@ -37,6 +37,8 @@ const CHUNKS: usize = IN_FLIGHT / CHUNK - 2;
 pub struct Feed<'a> {
     pub key: &'a KeyRule,
     pub payload_bytes_max: usize,
+    /// What a full disk lacks.
+    pub segment_bytes: u64,
     pub acks: Acks,
     pub progress: &'a Progress,
 }
@@ -203,7 +205,7 @@ struct Intake<'a, 'i> {
     send: SyncSender<Vec<Pending>>,
     interrupts: &'i mut Interrupts,
     feed: &'a Feed<'a>,
-    /// Set by the acknowledger when the log has stopped.
+    /// Set by the acknowledger when the log has stopped, or nobody reads the acknowledgements.
     stopped: &'a AtomicBool,
     key: Vec<u8>,
     refused: u64,
@@ -273,7 +275,7 @@ impl Intake<'_, '_> {
             return Err(End::Interrupted);
         }
         match self.stopped.load(Ordering::Acquire) {
-            // The acknowledger knows why, and says it.
+            // The acknowledger knows why, and says it: the log has stopped, or nobody reads.
             true => Err(End::Whole),
             false => Ok(()),
         }
@@ -329,8 +331,9 @@ impl Intake<'_, '_> {
                         told_no_space = true;
                         let place = source.place(number);
                         self.feed.progress.say(format!(
-                            "no space for another segment: waiting at {place} until space is \
-                             freed; what was accepted is becoming durable"
+                            "no space for another segment: waiting at {place} until {} are free for each shard; \
+                             what was accepted is becoming durable, and Ctrl-C ends with that",
+                            size(self.feed.segment_bytes)
                         ));
                     }
                     // The acknowledger unparks this thread when events have become durable, and
@@ -518,16 +521,17 @@ impl Acknowledger<'_> {
         }
     }
 
-    /// Storing goes on when nobody reads the acknowledgements any more, and that is said.
+    /// Events whose acknowledgements nobody gets would be stored for nobody to know of: no more are taken, and
+    /// those that were accepted become durable.
     fn note(&self, result: io::Result<()>, waited: &mut Waited) {
         let Err(error) = result else { return };
         self.feed.progress.say(format!(
-            "standard output cannot be written ({}): acknowledgements are no longer printed, the \
-             events go on being stored",
+            "standard output cannot be written ({}): acknowledgements are no longer printed; what was accepted is \
+             becoming durable, and no more is taken",
             plain(&error)
         ));
-        let failure = Failure::stdout(error);
-        waited.stdout = Some(Failure { message: None, ..failure });
+        waited.stdout = Some(Failure { exit: Exit::Io, message: None });
+        self.stopped.store(true, Ordering::Release);
     }
 }
 

@@ -7,10 +7,11 @@ use clap::Args;
 use hanaper::read::{
     BatchInspection, Inspection, SegmentInspection, ShardInspection, inspect, inspect_segment,
 };
+use hanaper::words::span;
 use serde::Serialize;
 
 use super::exit::{Exit, Failure, Outcome, say};
-use super::numbers::{grouped, hex, size};
+use super::numbers::{count, grouped, hex, size};
 use super::table::table;
 use super::{Global, print_json, time};
 
@@ -18,7 +19,7 @@ use super::{Global, print_json, time};
 ///
 /// For the log: its identity, who has it open, whether space is promised before events are
 /// accepted, and which way commits took from its last opening on. For each shard: how far it is durable, its segments,
-/// and the tail that is not sealed yet. Judges nothing: that is what `verify` is for.
+/// the losses that are on record, and the tail that is not sealed yet. Judges nothing: that is what `verify` is for.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -45,6 +46,9 @@ struct LogObject<'a> {
     owner_pid: Option<u32>,
     space_promise: bool,
     primitive: Option<&'a str>,
+    volatile: bool,
+    /// On record as lost, in all shards.
+    lost_records: u64,
     shards: Vec<ShardObject<'a>>,
 }
 
@@ -57,7 +61,16 @@ struct ShardObject<'a> {
     next_batch: u64,
     next_seq: u64,
     unsealed_bytes: u64,
+    losses: Vec<LossObject>,
     segments: Vec<SegmentObject<'a>>,
+}
+
+#[derive(Serialize)]
+struct LossObject {
+    first_batch: u64,
+    batches: u64,
+    first_seq: u64,
+    records: u64,
 }
 
 #[derive(Serialize)]
@@ -69,6 +82,7 @@ struct SegmentObject<'a> {
     end: u64,
     batches: u64,
     records: u64,
+    lost_records: u64,
     first_seq: u64,
     from: Option<String>,
     to: Option<String>,
@@ -91,8 +105,18 @@ fn object(log: &Inspection) -> LogObject<'_> {
         owner_pid: log.owner_pid,
         space_promise: log.space_promise,
         primitive: log.primitive.as_deref(),
+        volatile: log.volatile,
+        lost_records: lost_records(log),
         shards: log.shards.iter().map(shard_object).collect(),
     }
+}
+
+fn lost_records(log: &Inspection) -> u64 {
+    log.shards
+        .iter()
+        .flat_map(|shard| &shard.losses)
+        .map(|(_, seqs)| seqs.end.saturating_sub(seqs.start))
+        .sum()
 }
 
 fn shard_object(shard: &ShardInspection) -> ShardObject<'_> {
@@ -104,6 +128,16 @@ fn shard_object(shard: &ShardInspection) -> ShardObject<'_> {
         next_batch: shard.next_batch,
         next_seq: shard.next_seq,
         unsealed_bytes: shard.unsealed_bytes,
+        losses: shard
+            .losses
+            .iter()
+            .map(|(batches, seqs)| LossObject {
+                first_batch: batches.start,
+                batches: batches.end.saturating_sub(batches.start),
+                first_seq: seqs.start,
+                records: seqs.end.saturating_sub(seqs.start),
+            })
+            .collect(),
         segments: shard.segments.iter().map(segment_object).collect(),
     }
 }
@@ -117,6 +151,7 @@ fn segment_object(segment: &SegmentInspection) -> SegmentObject<'_> {
         end: segment.end,
         batches: segment.batches,
         records: segment.records,
+        lost_records: segment.lost_records,
         first_seq: segment.first_seq,
         from: segment.from_wall_ns.map(time::format),
         to: segment.to_wall_ns.map(time::format),
@@ -141,6 +176,17 @@ fn words(log: &Inspection) -> String {
             (None, _) => "not known: no opening has said so yet".to_owned(),
         },
     );
+    if log.volatile {
+        text.push_str("file system    in memory: the log is gone with a reboot or a power cut\n");
+    }
+    let losses: usize = log.shards.iter().map(|shard| shard.losses.len()).sum();
+    if losses > 0 {
+        text.push_str(&format!(
+            "lost           {}, in {} on record\n",
+            count(lost_records(log), "record"),
+            count(losses as u64, "loss")
+        ));
+    }
     for shard in &log.shards {
         text.push_str(&format!(
             "\nshard {}{}: {}, next batch {}, next sequence {}, unsealed tail {}\n",
@@ -158,6 +204,10 @@ fn words(log: &Inspection) -> String {
         if let Some(damage) = &shard.damage {
             text.push_str(&format!("damage: {damage} (`hanaper verify` lists all there is)\n"));
         }
+        for (batches, seqs) in &shard.losses {
+            let (batches, records) = (span("batch", batches), span("record", seqs));
+            text.push_str(&format!("lost, and on record as lost: {batches}, {records}\n"));
+        }
         let rows: Vec<Vec<String>> = shard
             .segments
             .iter()
@@ -170,6 +220,7 @@ fn words(log: &Inspection) -> String {
                     grouped(segment.end),
                     grouped(segment.batches),
                     grouped(segment.records),
+                    grouped(segment.lost_records),
                     grouped(segment.first_seq),
                     at(segment.from_wall_ns),
                     at(segment.to_wall_ns),
@@ -177,7 +228,7 @@ fn words(log: &Inspection) -> String {
             })
             .collect();
         text.push_str(&table(
-            &["segment", "state", "bytes", "end", "batches", "records", "first seq", "from", "to"],
+            &["segment", "state", "bytes", "end", "batches", "records", "lost", "first seq", "from", "to"],
             &rows,
         ));
     }

@@ -11,7 +11,8 @@ use super::{Cli, Global, print_json};
 
 /// Print the man pages.
 ///
-/// Without --out the page of one VERB (or of hanaper itself) goes to standard output.
+/// Without --out the page of one VERB (or of hanaper itself) goes to standard output. With it, pages of an
+/// older version are replaced; a file of that name which is none of them is not, and the exit code is 5.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
 Examples:
@@ -56,6 +57,19 @@ pub fn run(global: &Global, args: ManArgs) -> Outcome {
         }
         return Ok(Exit::Done);
     };
+    let all = || {
+        let verbs = root.get_subcommands().filter(|command| command.get_name() != "help");
+        std::iter::once(&root).chain(verbs)
+    };
+    for command in all() {
+        let path = out.join(page_name(command));
+        if std::fs::read(&path).is_ok_and(|there| !is_page(&there)) {
+            return Err(Failure::new(
+                Exit::Refused,
+                format!("{}: it is there, and no page of hanaper; move it elsewhere", path.display()),
+            ));
+        }
+    }
     let write = |command: &Command| {
         let path = out.join(page_name(command));
         page(command).and_then(|page| std::fs::write(&path, page)).map_err(|error| {
@@ -72,11 +86,15 @@ pub fn run(global: &Global, args: ManArgs) -> Outcome {
     std::fs::create_dir_all(&out).map_err(|error| {
         Failure::new(Exit::Io, format!("{}: cannot be made: {}", out.display(), plain(&error)))
     })?;
-    write(&root)?;
-    for command in root.get_subcommands().filter(|command| command.get_name() != "help") {
+    for command in all() {
         write(command)?;
     }
     Ok(Exit::Done)
+}
+
+/// Whether some bytes are a page that an earlier call wrote.
+fn is_page(bytes: &[u8]) -> bool {
+    bytes.starts_with(b".ie") && bytes.windows(11).any(|at| at == b".TH hanaper")
 }
 
 /// `hanaper.1`, `hanaper-append.1`

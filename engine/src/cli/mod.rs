@@ -15,6 +15,7 @@ mod progress;
 mod recover;
 mod replay;
 mod signals;
+mod space;
 mod table;
 mod time;
 mod r#try;
@@ -24,6 +25,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::{PossibleValue, TypedValueParser};
 use clap::error::ErrorKind as ClapErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use hanaper::{Backend, Builder, Driver, FailurePolicy};
@@ -110,8 +112,23 @@ impl Global {
             std::env::var_os("HANAPER_CONFIG").filter(|file| !file.is_empty()).map(PathBuf::from)
         });
         let env = |name: &str| std::env::var_os(name).map(|text| text.to_string_lossy().into_owned());
-        Settings::load(log, config.as_deref(), env, &flags.given())
-            .map_err(|error| Failure::usage(error.to_string()))
+        Settings::load(log, config.as_deref(), env, &flags.given()).map_err(|error| {
+            let exit = if error.is_io() { Exit::Io } else { Exit::Usage };
+            Failure::new(exit, error.to_string())
+        })
+    }
+
+    /// For a verb that uses no settings: a mistake in them is worth a word, and no reason not to read a log.
+    fn doubt_settings(&self) {
+        if let Some(unknown) = unknown_variable(std::env::vars_os()) {
+            say(format!("{unknown}; this verb goes on without it"));
+        }
+        let log = self.log().map(|(log, _)| log);
+        let settings = self.settings(log.as_deref(), &SettingFlags::default());
+        // What cannot be read is told by whoever needs it.
+        if let Err(Failure { exit: Exit::Usage, message: Some(message) }) = settings {
+            say(format!("{message} (this verb uses no settings and goes on)"));
+        }
     }
 }
 
@@ -120,59 +137,59 @@ impl Global {
 #[command(next_help_heading = "Settings (see `hanaper config --help`)")]
 struct SettingFlags {
     /// How many shards a new log gets: 1 to 256, or auto (one per core)
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
     shards: Option<String>,
 
     /// Size of a segment file, such as 16MiB
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, allow_negative_numbers = true, value_name = "BYTES")]
     segment_bytes: Option<String>,
 
     /// Size of a lane, a power of two, such as 256KiB
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, allow_negative_numbers = true, value_name = "BYTES")]
     lane_bytes: Option<String>,
 
     /// The longest event that is accepted, at most 16MiB
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, allow_negative_numbers = true, value_name = "BYTES")]
     payload_bytes_max: Option<String>,
 
     /// How many producers may be open at once
-    #[arg(long, value_name = "N")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N")]
     producers_max: Option<String>,
 
-    /// What runs the shards: threads or glommio
-    #[arg(long, value_name = "DRIVER")]
+    /// What runs the shards
+    #[arg(long, value_parser = Offered("driver"), value_name = "DRIVER")]
     driver: Option<String>,
 
-    /// How commits reach the disk: auto, uring or posix
-    #[arg(long, value_name = "BACKEND")]
+    /// How commits reach the disk
+    #[arg(long, value_parser = Offered("backend"), value_name = "BACKEND")]
     backend: Option<String>,
 
     /// After a failed write or sync: return the error, or abort the process
-    #[arg(long, value_name = "POLICY")]
+    #[arg(long, value_parser = Offered("on_failure"), value_name = "POLICY")]
     on_failure: Option<String>,
 
-    /// Pin each shard's thread to a core: true or false
-    #[arg(long, value_name = "BOOL")]
+    /// Pin each shard's thread to a core
+    #[arg(long, value_parser = Offered("pin"), value_name = "BOOL")]
     pin: Option<String>,
 
     /// How long an idle shard looks for more before it sleeps, or auto
-    #[arg(long, value_name = "MICROSECONDS", hide_short_help = true)]
+    #[arg(long, allow_negative_numbers = true, value_name = "MICROSECONDS", hide_short_help = true)]
     spin_us: Option<String>,
 
     /// Scheduling slice of the shards' threads; 0 leaves it alone
-    #[arg(long, value_name = "MICROSECONDS", hide_short_help = true)]
+    #[arg(long, allow_negative_numbers = true, value_name = "MICROSECONDS", hide_short_help = true)]
     slice_us: Option<String>,
 
     /// Commits that a shard may have in flight, 1 to 64
-    #[arg(long, value_name = "N", hide_short_help = true)]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", hide_short_help = true)]
     commits_in_flight_max: Option<String>,
 
     /// What must be gathered before another commit is begun beside one in flight
-    #[arg(long, value_name = "BYTES", hide_short_help = true)]
+    #[arg(long, allow_negative_numbers = true, value_name = "BYTES", hide_short_help = true)]
     pipeline_bytes: Option<String>,
 
-    /// Time the commit paths at open and take the fastest: true or false
-    #[arg(long, value_name = "BOOL", hide_short_help = true)]
+    /// Time the commit paths at open and take the fastest
+    #[arg(long, value_parser = Offered("calibrate"), value_name = "BOOL", hide_short_help = true)]
     calibrate: Option<String>,
 }
 
@@ -197,6 +214,29 @@ impl SettingFlags {
         .into_iter()
         .filter_map(|(name, text)| Some((name, text.as_deref()?)))
         .collect()
+    }
+}
+
+/// Offers a setting's words to help and completions, and leaves the judging to the settings, which give the
+/// same sentence wherever a value stands.
+#[derive(Clone)]
+struct Offered(&'static str);
+
+impl TypedValueParser for Offered {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        _: &clap::Command,
+        _: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<String, clap::Error> {
+        Ok(value.to_string_lossy().into_owned())
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        let key = KEYS.iter().find(|key| key.name == self.0)?;
+        Some(Box::new(key.words().iter().map(PossibleValue::new)))
     }
 }
 
@@ -267,9 +307,12 @@ pub fn run() -> ExitCode {
 
 fn dispatch(cli: Cli) -> Outcome {
     let global = &cli.global;
-    // A program of another name may have variables of its own.
-    if !matches!(cli.verb, Verb::External(_)) {
-        known_variables(std::env::vars_os())?;
+    match &cli.verb {
+        // A program of another name may have variables of its own, and a text needs none.
+        Verb::External(_) | Verb::Completions(_) | Verb::Man(_) => {}
+        Verb::Append(_) | Verb::Config(_) | Verb::Try(_) => known_variables()?,
+        Verb::Recover(args) if args.writes() => known_variables()?,
+        Verb::Replay(_) | Verb::Verify(_) | Verb::Inspect(_) | Verb::Recover(_) => global.doubt_settings(),
     }
     match cli.verb {
         Verb::Append(args) => append::run(global, args),
@@ -286,23 +329,29 @@ fn dispatch(cli: Cli) -> Outcome {
 }
 
 /// A misspelt variable would otherwise be a setting that silently does nothing, as a misspelt key in
-/// `hanaper.toml` would. One that is set to nothing counts as not set.
-fn known_variables(set: impl Iterator<Item = (OsString, OsString)>) -> Result<(), Failure> {
-    let mut known: Vec<String> = vec!["HANAPER_LOG".to_owned(), "HANAPER_CONFIG".to_owned()];
+/// `hanaper.toml` would.
+fn known_variables() -> Result<(), Failure> {
+    match unknown_variable(std::env::vars_os()) {
+        None => Ok(()),
+        Some(unknown) => {
+            Err(Failure::usage(format!("{unknown}; unset it (`hanaper config --help` lists them all)")))
+        }
+    }
+}
+
+/// Names the first variable that nobody knows. One that is set to nothing counts as not set.
+fn unknown_variable(set: impl Iterator<Item = (OsString, OsString)>) -> Option<String> {
+    let mut known: Vec<String> = ["HANAPER_LOG", "HANAPER_CONFIG", "HANAPER_STATE"].map(str::to_owned).into();
     known.extend(KEYS.iter().map(|key| key.variable()));
-    let mut unknown: Vec<String> = set
+    let name = set
         .filter(|(_, value)| !value.is_empty())
         .map(|(name, _)| name.to_string_lossy().into_owned())
         .filter(|name| name.starts_with("HANAPER_") && !known.contains(name))
-        .collect();
-    unknown.sort();
-    let Some(name) = unknown.first() else { return Ok(()) };
-    let hint = nearest(name, known.iter().map(String::as_str))
+        .min()?;
+    let hint = nearest(&name, known.iter().map(String::as_str))
         .map(|near| format!(" (did you mean {near}?)"))
         .unwrap_or_default();
-    Err(Failure::usage(format!(
-        "{name}: there is no such variable{hint}; unset it (`hanaper config --help` lists them all)"
-    )))
+    Some(format!("{name}: there is no such variable{hint}"))
 }
 
 /// One object on a line of its own.
@@ -327,28 +376,33 @@ fn refuse(error: clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::from(error.exit_code() as u8);
     }
-    say(one_sentence(&error.to_string()));
+    say(one_sentence(&error.to_string(), verb_of(std::env::args().skip(1)).as_deref()));
     Exit::Usage.into()
 }
 
+/// The verb among some arguments, if one is there.
+fn verb_of(args: impl Iterator<Item = String>) -> Option<String> {
+    let cli = Cli::command();
+    let mut value = false;
+    for arg in args {
+        let is_value = std::mem::replace(&mut value, matches!(&*arg, "--log" | "--wal" | "--config"));
+        if !is_value && !arg.starts_with('-') {
+            return cli.find_subcommand(&arg).map(|verb| verb.get_name().to_owned());
+        }
+    }
+    None
+}
+
 /// clap's paragraph (`error: …`, `tip: …`, `Usage: hanaper VERB …`) in one line.
-fn one_sentence(text: &str) -> String {
+fn one_sentence(text: &str, verb: Option<&str>) -> String {
     let (complaint, rest) = text.split_once("\n\n").unwrap_or((text, ""));
     let mut sentence =
         complaint.trim_start_matches("error: ").split_whitespace().collect::<Vec<_>>().join(" ");
-    let mut help = "hanaper --help".to_owned();
-    for line in rest.lines() {
-        if let Some(tip) = line.trim().strip_prefix("tip: ") {
-            sentence.push_str("; ");
-            sentence.push_str(tip);
-        }
-        if let Some(usage) = line.trim().strip_prefix("Usage: hanaper ") {
-            let verb = usage.split_whitespace().next().unwrap_or_default();
-            if Cli::command().find_subcommand(verb).is_some() {
-                help = format!("hanaper {verb} --help");
-            }
-        }
+    for tip in rest.lines().filter_map(|line| line.trim().strip_prefix("tip: ")) {
+        sentence.push_str("; ");
+        sentence.push_str(tip);
     }
+    let help = verb.map_or_else(|| "hanaper --help".to_owned(), |verb| format!("hanaper {verb} --help"));
     format!("{sentence}; `{help}` lists what there is")
 }
 
@@ -381,10 +435,7 @@ mod tests {
     /// A variable that does nothing must not look as if it did.
     #[test]
     fn a_misspelt_variable_is_refused_with_the_nearest_one() {
-        let check = |name: &str, value: &str| {
-            let failed = known_variables([(name.into(), value.into())].into_iter());
-            failed.err().and_then(|failure| failure.message)
-        };
+        let check = |name: &str, value: &str| unknown_variable([(name.into(), value.into())].into_iter());
         for (wrong, right) in [
             ("HANAPER_SHARD", "HANAPER_SHARDS"),
             ("HANAPER_LGO", "HANAPER_LOG"),
@@ -394,7 +445,7 @@ mod tests {
             assert!(message.contains(&format!("{wrong}: there is no such variable (did you mean {right}?)")));
         }
         assert!(!check("HANAPER_WEATHER_REPORT", "1").unwrap().contains("did you mean"));
-        for fine in ["HANAPER_LOG", "HANAPER_CONFIG", "HANAPER_PIN", "HANAPERS", "PATH"] {
+        for fine in ["HANAPER_LOG", "HANAPER_CONFIG", "HANAPER_STATE", "HANAPER_PIN", "HANAPERS", "PATH"] {
             assert_eq!(check(fine, "x"), None);
         }
         assert_eq!(check("HANAPER_SHARD", ""), None);
@@ -403,7 +454,8 @@ mod tests {
     #[test]
     fn a_mistake_is_one_sentence() {
         let error = Cli::try_parse_from(["hanaper", "append", "--shard", "2"]).unwrap_err();
-        let sentence = one_sentence(&error.to_string());
+        let verb = verb_of(["--log", "try", "append", "--shard"].into_iter().map(str::to_owned));
+        let sentence = one_sentence(&error.to_string(), verb.as_deref());
         assert!(sentence.contains("'--shard'"), "{sentence}");
         assert!(sentence.contains("'--shards'"), "{sentence}");
         assert!(sentence.contains("`hanaper append --help`"), "{sentence}");

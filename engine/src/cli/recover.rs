@@ -24,7 +24,7 @@ use super::{Global, print_json};
 ///
 /// Exit code: 0 if there was nothing to do or nothing was lost, 1 if damage was found and nothing
 /// was written or something is left for a hand to do, 3 if it was recovered with the loss that is
-/// listed.
+/// listed, 5 if the file that --output names is there already.
 ///
 /// --json prints one object a step, and last a summary: result (whole, damaged or recovered), steps,
 /// losing, by_hand, salvaged and written.
@@ -51,6 +51,13 @@ pub struct RecoverArgs {
     /// The new file for what is left of it; it must not exist
     #[arg(long, value_name = "SEGMENT", requires = "input")]
     output: Option<PathBuf>,
+}
+
+impl RecoverArgs {
+    /// Whether it changes a log.
+    pub fn writes(&self) -> bool {
+        self.write
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -89,10 +96,10 @@ pub fn run(global: &Global, args: RecoverArgs) -> Outcome {
     let (plan, done) = match (&args.input, &args.output) {
         (Some(input), Some(output)) => {
             if output.exists() {
-                return Err(Failure::usage(format!(
-                    "--output {}: it exists already; name a new file",
-                    output.display()
-                )));
+                return Err(Failure::new(
+                    Exit::Refused,
+                    format!("--output {}: it exists already; name a new file", output.display()),
+                ));
             }
             let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
             if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {

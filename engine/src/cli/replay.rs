@@ -13,6 +13,10 @@ use super::{Global, time};
 
 /// Print what the log holds.
 ///
+/// All shards come in the order of their log time, merged; with --shard that shard alone comes in the
+/// order of its sequence. --from and --to mean the time at which hanaper took an event, by the wall clock;
+/// what time an event says of itself is not looked at.
+///
 /// One producer's events come back in the order in which they were appended, whatever the number
 /// of shards: after `append FILE`, `replay --output raw` gives FILE. Reads a live log, a copy or a
 /// read-only mount; never writes.
@@ -20,7 +24,8 @@ use super::{Global, time};
 /// Losses that are on record (see `hanaper recover`) are stepped over, each is said, and the exit code
 /// is 3.
 ///
-/// Raw output ends each event with an LF, unless `append` found none behind it. An event that itself
+/// Raw output ends each event with an LF; only behind the very last one it is left out, if `append` found
+/// none there. An event that itself
 /// holds an LF (none made by `append` does) reads as two lines: take ndjson where that matters.
 #[derive(Debug, Args)]
 #[command(after_long_help = "\
@@ -30,16 +35,16 @@ Examples:
   hanaper replay --log ./audit --output ndjson | jq -r .payload
   hanaper replay --log ./audit --output ndjson --events     without what happened to the log itself")]
 pub struct ReplayArgs {
-    /// Events from this time on (RFC 3339, to the nanosecond)
+    /// Events that were taken from this time on (RFC 3339, to the nanosecond)
     #[arg(long, value_name = "TIME")]
     from: Option<String>,
 
-    /// Events before this time
+    /// Events that were taken before this time
     #[arg(long, value_name = "TIME")]
     to: Option<String>,
 
-    /// Only this shard
-    #[arg(long, value_name = "N")]
+    /// Only this shard, in the order of its sequence
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = shard_number)]
     shard: Option<u32>,
 
     /// raw: the events' bytes, each with an LF; ndjson: one object a line; json: one array
@@ -61,6 +66,11 @@ enum Form {
     Raw,
     Ndjson,
     Json,
+}
+
+fn shard_number(text: &str) -> Result<u32, String> {
+    text.parse()
+        .map_err(|_| "a shard's number is 0, 1, 2 and so on (`hanaper inspect` lists them)".to_owned())
 }
 
 pub fn run(global: &Global, args: ReplayArgs) -> Outcome {
@@ -97,6 +107,8 @@ pub fn run(global: &Global, args: ReplayArgs) -> Outcome {
     }
     let mut out = BufWriter::with_capacity(256 << 10, io::stdout().lock());
     let mut first = true;
+    // The LF that the last event came without: it is due once another one follows.
+    let mut due = false;
     let printed = (|| {
         for record in reader.replay(select) {
             // What comes before a bad place is whole, and is printed before the place is named.
@@ -107,7 +119,7 @@ pub fn run(global: &Global, args: ReplayArgs) -> Outcome {
                     return Err(super::read_failure(error));
                 }
             };
-            print(&mut out, form, &record, first).map_err(Failure::stdout)?;
+            print(&mut out, form, &record, first, &mut due).map_err(Failure::stdout)?;
             first = false;
         }
         if form == Form::Json {
@@ -126,11 +138,20 @@ pub fn run(global: &Global, args: ReplayArgs) -> Outcome {
     Ok(if losses.is_empty() { Exit::Done } else { Exit::Loss })
 }
 
-fn print(out: &mut impl Write, form: Form, record: &OwnedRecord, first: bool) -> io::Result<()> {
+fn print(
+    out: &mut impl Write,
+    form: Form,
+    record: &OwnedRecord,
+    first: bool,
+    due: &mut bool,
+) -> io::Result<()> {
     match form {
         Form::Raw => {
+            if std::mem::replace(due, record.flags & FLAG_UNTERMINATED != 0) {
+                out.write_all(b"\n")?;
+            }
             out.write_all(&record.payload)?;
-            if record.flags & FLAG_UNTERMINATED != 0 { Ok(()) } else { out.write_all(b"\n") }
+            if *due { Ok(()) } else { out.write_all(b"\n") }
         }
         Form::Ndjson => {
             object(out, record)?;
@@ -194,8 +215,9 @@ mod tests {
 
     fn printed(form: Form, records: &[OwnedRecord]) -> String {
         let mut out = Vec::new();
+        let mut due = false;
         for (i, record) in records.iter().enumerate() {
-            print(&mut out, form, record, i == 0).unwrap();
+            print(&mut out, form, record, i == 0, &mut due).unwrap();
         }
         String::from_utf8(out).unwrap()
     }

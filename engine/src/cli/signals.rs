@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM as something to wait for beside input, never as an interruption.
+//! SIGINT, SIGTERM and SIGHUP as something to wait for beside input, never as an interruption.
 //!
 //! The signals are blocked and read from a signalfd. A handler with a flag would have a gap
 //! between the look at the flag and the `read` that then sleeps; `poll` over both descriptors has
@@ -7,7 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-/// SIGINT and SIGTERM, blocked in this thread and in all that it starts from here on.
+/// SIGINT, SIGTERM and SIGHUP, as far as they are not ignored (`nohup`), blocked in this thread and in all that it starts from here on.
 pub struct Interrupts {
     fd: OwnedFd,
     seen: bool,
@@ -85,9 +85,23 @@ fn set() -> libc::sigset_t {
     // SAFETY: sigemptyset initialises the set that the other calls then change.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
-        libc::sigaddset(set.as_mut_ptr(), libc::SIGINT);
-        libc::sigaddset(set.as_mut_ptr(), libc::SIGTERM);
+        for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+            if !is_ignored(signal) {
+                libc::sigaddset(set.as_mut_ptr(), signal);
+            }
+        }
         set.assume_init()
+    }
+}
+
+/// Whether whoever started this process wants it to live through that signal. Blocked, it would arrive
+/// all the same.
+fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::zeroed();
+    // SAFETY: without a new action the call only fills in the old one, and all-zero is a valid one.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
     }
 }
 

@@ -18,7 +18,7 @@ use super::key::KeyRule;
 use super::numbers::{count, size};
 use super::progress::Progress;
 use super::signals::Interrupts;
-use super::{Global, SettingFlags, builder, verify};
+use super::{Global, SettingFlags, builder, space, verify};
 
 /// Made-up audit events, made by `scripts/make-sample` and labelled so in each line.
 const SAMPLE: &[u8] = include_bytes!("../../sample/audit.ndjson");
@@ -131,8 +131,9 @@ pub fn run(global: &Global, args: TryArgs) -> Outcome {
     let mut settings = global.settings(Some(&folder.path), &args.settings)?;
     // A small input should not wait for large segments, nor fill a small /tmp with them.
     if source.bytes().is_some_and(|bytes| bytes < 64 << 20) {
-        settings.default_to("segment_bytes", "8MiB");
+        settings.default_segment_to("8MiB");
     }
+    space::for_a_new_log(&folder.path, &settings)?;
     let payload_bytes_max = settings.payload_bytes_max();
 
     let mut tell = Teller { quiet: global.json };
@@ -160,11 +161,13 @@ pub fn run(global: &Global, args: TryArgs) -> Outcome {
     }
     let fed = {
         let progress = Progress::bytes("appending", source.bytes());
-        let how = Feed { key: &KeyRule::Line, payload_bytes_max, acks: Acks::Silent, progress: &progress };
+        let segment_bytes = settings.segment_bytes();
+        let (key, acks) = (&KeyRule::Line, Acks::Silent);
+        let how = Feed { key, payload_bytes_max, segment_bytes, acks, progress: &progress };
         feed(&log, inputs, std::slice::from_ref(&input), &mut interrupts, &how)?
     };
     let closed = log.close();
-    let summary = Summary::new(&fed, shards);
+    let summary = Summary::new(&fed, shards, Vec::new());
     if let Some(failure) = fed.failure {
         return Err(failure);
     }
@@ -175,7 +178,7 @@ pub fn run(global: &Global, args: TryArgs) -> Outcome {
         .map_or_else(|| (summary.sentence(), None), |(all, rest)| (all.to_owned(), Some(rest.to_owned())));
     tell.line(&format!("         {all}"))?;
     if let Some(rest) = rest {
-        tell.line(&format!("         {rest}"))?;
+        tell.line(&format!("         {rest} (all events appended at once: they queue)"))?;
     }
     if fed.interrupted {
         return Ok(Exit::Interrupted);

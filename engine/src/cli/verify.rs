@@ -31,6 +31,9 @@ Examples:
   hanaper verify --log ./audit --acks acks.ndjson    is everything acknowledged still there?")]
 pub struct VerifyArgs {
     /// Acknowledgements that `append --acks` printed: each must still be found as it was
+    ///
+    /// FILE may be - for standard input. A torn last line is passed over, and said; a file without any
+    /// acknowledgement is refused.
     #[arg(long, value_name = "FILE")]
     acks: Option<PathBuf>,
 }
@@ -54,8 +57,11 @@ struct SummaryLine {
     failures: u64,
     /// How many of the failures are parts that were not looked at.
     unchecked: u64,
+    /// How many of the failures are files of somebody else.
+    strays: u64,
     losses: u64,
     acks: u64,
+    torn_ack: bool,
     unstamped_batches: u64,
     live: bool,
     anchor: &'static str,
@@ -75,15 +81,6 @@ pub fn check(
 
 pub fn run(global: &Global, args: VerifyArgs) -> Outcome {
     let log = global.need_log()?;
-    if let Some(acks) = &args.acks
-        && let Err(error) = std::fs::File::open(acks)
-    {
-        let why = match error.kind() {
-            io::ErrorKind::NotFound => "there is no such file".to_owned(),
-            _ => super::exit::plain(&error),
-        };
-        return Err(Failure::usage(format!("--acks {}: {why}", acks.display())));
-    }
     let with_acks = args.acks.is_some();
     let mut broken: Option<io::Error> = None;
     let mut unchecked = 0;
@@ -143,8 +140,10 @@ fn summary(report: &Report, unchecked: u64) -> SummaryLine {
         bytes: report.bytes,
         failures: report.failures,
         unchecked,
+        strays: report.strays,
         losses: report.losses,
         acks: report.acks,
+        torn_ack: report.torn_ack,
         unstamped_batches: report.unstamped_batches,
         live: report.live,
         anchor: "none",
@@ -154,12 +153,17 @@ fn summary(report: &Report, unchecked: u64) -> SummaryLine {
 /// What was covered, what was not, and the anchor.
 fn words(report: &Report, unchecked: u64, with_acks: bool) -> String {
     let mut text = String::new();
-    let verdict = match report.failures - unchecked.min(report.failures) {
-        0 if report.failures == 0 => "the log is self-consistent".to_owned(),
+    // A file that was never the log's says nothing about the log.
+    let strays = match report.strays {
+        0 => String::new(),
+        n => format!(", and its folder holds {} of somebody else (STRAY)", count(n, "file")),
+    };
+    let verdict = match report.failures.saturating_sub(unchecked + report.strays) {
+        0 if unchecked == 0 => "the log is self-consistent".to_owned(),
         0 => "the log could not be checked as a whole".to_owned(),
         n => format!("{} found: the log is not as it was written", count(n, "violation")),
     };
-    text.push_str(&format!("{verdict}\n"));
+    text.push_str(&format!("{verdict}{strays}\n"));
     text.push_str(&format!(
         "covered: {}, {}, {}, {}, {}: record checksums, batch digests and their chain, segments, \
          manifests{}\n",
@@ -187,6 +191,9 @@ fn words(report: &Report, unchecked: u64, with_acks: bool) -> String {
             "{} at the end {have} no later stamp: had they rotted, it would look like a torn tail",
             count(report.unstamped_batches, "batch")
         ));
+    }
+    if report.torn_ack {
+        missing.push("the last line of the acknowledgements, which is torn and says nothing".to_owned());
     }
     if report.live {
         missing.push("what is being written meanwhile".to_owned());
@@ -225,6 +232,12 @@ mod tests {
         let text = words(&report, 1, false);
         assert!(text.starts_with("1 violation found"), "{text}");
         assert!(text.contains("not covered: 1 part that is named above"), "{text}");
+        let stray = Report { failures: 1, strays: 1, ..Report::default() };
+        let text = words(&stray, 0, false);
+        assert!(
+            text.starts_with("the log is self-consistent, and its folder holds 1 file of somebody"),
+            "{text}"
+        );
         let text = words(&report, 2, false);
         assert!(text.starts_with("the log could not be checked as a whole"), "{text}");
     }

@@ -105,11 +105,28 @@ impl ShardAcks {
     }
 }
 
-/// Reads a file of acknowledgements. Gives them by shard, and how many there are.
-pub(crate) fn read(path: &Path) -> Result<(BTreeMap<u32, ShardAcks>, u64), ReadError> {
+/// Acknowledgements that somebody kept.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    pub shards: BTreeMap<u32, ShardAcks>,
+    pub count: u64,
+    /// The last line was torn by a crash of whoever kept them, and says nothing.
+    pub torn: bool,
+}
+
+/// Reads a file of acknowledgements; `-` is standard input. One without any is refused: it proves nothing, and
+/// would look as if it did.
+pub(crate) fn read(path: &Path) -> Result<Kept, ReadError> {
+    if path.as_os_str() == "-" {
+        return from_lines(&mut std::io::stdin().lock(), "standard input");
+    }
     let name = path.display().to_string();
-    let file = File::open(path)
-        .map_err(|error| ReadError::Argument { name: name.clone(), why: error.to_string() })?;
+    let file = File::open(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => {
+            ReadError::Argument { name: name.clone(), why: "there is no such file".to_owned() }
+        }
+        _ => ReadError::io(&*name)(error),
+    })?;
     if file.metadata().is_ok_and(|metadata| metadata.is_dir()) {
         let why = "it is a folder; name the file that `append --acks` printed".to_owned();
         return Err(ReadError::Argument { name, why });
@@ -117,7 +134,8 @@ pub(crate) fn read(path: &Path) -> Result<(BTreeMap<u32, ShardAcks>, u64), ReadE
     from_lines(&mut BufReader::with_capacity(256 << 10, file), &name)
 }
 
-fn from_lines(input: &mut dyn BufRead, name: &str) -> Result<(BTreeMap<u32, ShardAcks>, u64), ReadError> {
+fn from_lines(input: &mut dyn BufRead, name: &str) -> Result<Kept, ReadError> {
+    let mut torn = false;
     let mut shards: BTreeMap<u32, ShardAcks> = BTreeMap::new();
     let mut count = 0;
     let mut line = Vec::new();
@@ -139,7 +157,10 @@ fn from_lines(input: &mut dyn BufRead, name: &str) -> Result<(BTreeMap<u32, Shar
             }
             None if is_summary(text) => {}
             // Only the beginning of an acknowledgement is one that was torn.
-            None if !whole && line.len() < LINE_BYTES_MAX as usize && text[0] == b'{' => break,
+            None if !whole && line.len() < LINE_BYTES_MAX as usize && text[0] == b'{' => {
+                torn = true;
+                break;
+            }
             None => {
                 return Err(ReadError::Argument {
                     name: name.to_owned(),
@@ -149,7 +170,14 @@ fn from_lines(input: &mut dyn BufRead, name: &str) -> Result<(BTreeMap<u32, Shar
         }
     }
     shards.values_mut().for_each(ShardAcks::sort);
-    Ok((shards, count))
+    if count == 0 {
+        let why = match torn {
+            true => "it holds no acknowledgement but a torn line; name the file that `append --acks` printed",
+            false => "it holds no acknowledgement; name the file that `append --acks` printed",
+        };
+        return Err(ReadError::Argument { name: name.to_owned(), why: why.to_owned() });
+    }
+    Ok(Kept { shards, count, torn })
 }
 
 /// One acknowledgement out of one JSON object.
@@ -243,7 +271,7 @@ mod tests {
     use super::*;
     use hanaper_shards::manifest::hex;
 
-    fn read_text(text: &str) -> Result<(BTreeMap<u32, ShardAcks>, u64), ReadError> {
+    fn read_text(text: &str) -> Result<Kept, ReadError> {
         from_lines(&mut text.as_bytes(), "acks")
     }
 
@@ -283,8 +311,14 @@ mod tests {
     #[test]
     fn a_torn_last_line_says_nothing_and_any_other_is_an_error() {
         let good = line(0, 0, 1);
-        assert_eq!(read_text(&format!("{good}{{\"line\":2,\"sh")).unwrap().1, 1);
-        assert_eq!(read_text(good.trim_end()).unwrap().1, 1);
+        assert_eq!(read_text(&format!("{good}{{\"line\":2,\"sh")).unwrap().count, 1);
+        assert!(read_text(&format!("{good}{{\"line\":2,\"sh")).unwrap().torn);
+        assert!(!read_text(&good).unwrap().torn);
+        assert_eq!(read_text(good.trim_end()).unwrap().count, 1);
+        for none in ["", "\n\n", "{\"line\":2,\"sh"] {
+            let refused = read_text(none).unwrap_err().to_string();
+            assert!(refused.contains("holds no acknowledgement"), "{refused}");
+        }
         assert!(matches!(
             read_text(&format!("{good}{{\"line\":2,\"sh\n{good}")),
             Err(ReadError::Argument { .. })
@@ -298,9 +332,9 @@ mod tests {
         let summary =
             "{\"events\":1,\"bytes\":3,\"shards\":2,\"seconds\":0.1,\"events_per_s\":10.0,\"refused\":0}\n";
         let good = line(0, 0, 1);
-        assert_eq!(read_text(&format!("{good}{summary}")).unwrap().1, 1);
-        assert_eq!(read_text(&format!("{good}{summary}{}{summary}", line(1, 4, 2))).unwrap().1, 2);
-        assert_eq!(read_text(&format!("{good}{}", &summary[..20])).unwrap().1, 1, "torn");
+        assert_eq!(read_text(&format!("{good}{summary}")).unwrap().count, 1);
+        assert_eq!(read_text(&format!("{good}{summary}{}{summary}", line(1, 4, 2))).unwrap().count, 2);
+        assert_eq!(read_text(&format!("{good}{}", &summary[..20])).unwrap().count, 1, "torn");
         for other in ["{\"events\":1}\n", "{\"events\":1,\"events_per_s\":1,\"seq\":5}\n", "[1]\n"] {
             assert!(
                 matches!(read_text(&format!("{good}{other}")), Err(ReadError::Argument { .. })),
@@ -325,7 +359,7 @@ mod tests {
     fn what_is_missing_is_found_before_between_within_and_after() {
         let text: String =
             [(1, 9), (2, 9), (5, 1), (6, 1), (7, 2), (9, 3), (20, 4)].map(|(s, d)| line(0, s, d)).concat();
-        let mut acks = read_text(&text).unwrap().0.remove(&0).unwrap();
+        let mut acks = read_text(&text).unwrap().shards.remove(&0).unwrap();
         let found = check(&mut acks, &[(2, 7, 1), (7, 8, 2), (8, 10, 5)]);
         assert_eq!(found, [(1, 2, None), (2, 3, Some(1)), (9, 10, Some(5)), (20, 21, None)]);
     }
@@ -335,7 +369,7 @@ mod tests {
     fn overlapping_runs_are_each_held_against_the_log() {
         let order = [(0, 1), (1, 1), (2, 1), (1, 1), (2, 1), (3, 1), (1, 8)];
         let text: String = order.map(|(s, d)| line(0, s, d)).concat();
-        let mut acks = read_text(&text).unwrap().0.remove(&0).unwrap();
+        let mut acks = read_text(&text).unwrap().shards.remove(&0).unwrap();
         assert_eq!(
             check(&mut acks, &[(0, 2, 1), (2, 3, 2), (3, 4, 1)]),
             [(1, 2, Some(1)), (2, 3, Some(2)), (2, 3, Some(2))]

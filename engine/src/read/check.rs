@@ -13,7 +13,7 @@ use hanaper_shards::io::{Access, Disk};
 use hanaper_shards::manifest::{Loss, Sealed, SegmentState};
 use hanaper_shards::merkle::{self, Frontier};
 use hanaper_shards::segment::footer::{self, IndexEntry, Summary};
-use hanaper_shards::segment::header::{Found, Header, Predecessor};
+use hanaper_shards::segment::header::{Found, Header, Origin, Predecessor};
 use hanaper_shards::segment::paths;
 use hanaper_shards::segment::scan::scan;
 use hanaper_shards::wal::chain::{self, Chain, Damage, Place, UnusedKind, Walk};
@@ -25,6 +25,7 @@ use super::disk::ReadOnly;
 use super::verify::{Finding, Report};
 use super::view::View;
 use crate::error::ReadError;
+use crate::words;
 
 /// So many places of one segment or chain are listed; then the rest of it is given up, and that is said.
 const DAMAGE_MAX: usize = 100;
@@ -96,7 +97,8 @@ impl<'a> ShardCheck<'a> {
 
     fn damage(&mut self, damage: Damage) {
         self.report.failures += 1;
-        let Damage { verdict, place, meaning, .. } = damage.clone();
+        let meaning = words::meaning(&damage);
+        let Damage { verdict, place, .. } = damage.clone();
         (self.tell)(Told::Found(Finding { verdict, place, meaning, fails: true }));
         self.failed.push(damage);
     }
@@ -111,10 +113,8 @@ impl<'a> ShardCheck<'a> {
         }
         for loss in &view.manifest.losses {
             self.report.losses += 1;
-            let meaning =
-                format!("records {}..{} are lost, and on record as lost", loss.seqs.start, loss.seqs.end);
-            let batches =
-                format!("shard {} batches {}..{}", place.shard, loss.batches.start, loss.batches.end);
+            let meaning = format!("lost, and on record as lost: {}", words::records(&loss.seqs));
+            let batches = format!("shard {} {}", place.shard, words::span("batch", &loss.batches));
             self.say("LOSS", batches, meaning, false);
         }
         let mut at = Position { chain: Chain::START, digest_known: true, predecessor: None, index: None };
@@ -156,7 +156,10 @@ impl<'a> ShardCheck<'a> {
                 );
                 self.say(
                     "MISSING",
-                    format!("shard {} batches {}..{}", place.shard, gap.start, gap.end),
+                    match gap.is_empty() {
+                        true => format!("shard {} batch {}", place.shard, gap.start),
+                        false => format!("shard {} {}", place.shard, words::span("batch", &gap)),
+                    },
                     meaning,
                     true,
                 );
@@ -274,8 +277,8 @@ impl<'a> ShardCheck<'a> {
                 break;
             }
             if manifest.losses.len() - view.manifest.losses.len() >= DAMAGE_MAX {
-                let meaning =
-                    format!("batches {}..{} were not checked", walk.chain.number, sealed.batches.end);
+                let rest = walk.chain.number..sealed.batches.end;
+                let meaning = format!("not checked: {}", words::span("batch", &rest));
                 self.say("NOT-COVERED", &*name, meaning, true);
                 break;
             }
@@ -289,8 +292,17 @@ impl<'a> ShardCheck<'a> {
         }
         self.clock_steps(&name, &steps);
         if sealed.cut_end > sealed.end {
-            let bytes = sealed.cut_end - sealed.end;
-            self.say("CUT", &*name, format!("{bytes} bytes behind offset {} were never acknowledged; recovery ended the segment there", sealed.end), false);
+            let behind = format!("{} bytes behind offset {}", sealed.cut_end - sealed.end, sealed.end);
+            let meaning = match carried_from(self.disk, view, index) {
+                Some((carried, into)) => format!(
+                    "{behind}: recovery ended the segment there; {} live{} on in {into}, where recovery copied them, and \
+                     what else is there was never acknowledged",
+                    words::span("batch", &carried),
+                    if carried.end - carried.start == 1 { "s" } else { "" }
+                ),
+                None => format!("{behind} were never acknowledged; recovery ended the segment there"),
+            };
+            self.say("CUT", &*name, meaning, false);
         }
         if crossed && (walk.chain.number, walk.chain.seq) != (after.number, after.seq) {
             let meaning = format!(
@@ -439,10 +451,7 @@ impl<'a> ShardCheck<'a> {
                 ),
                 None => format!("acknowledged in the batch {digest}…, and not in the log"),
             };
-            let place = match m.end - m.first {
-                1 => format!("shard {shard} record {}", m.first),
-                _ => format!("shard {shard} records {}..{}", m.first, m.end),
-            };
+            let place = format!("shard {shard} {}", words::span("record", &(m.first..m.end)));
             self.say("ACKED-MISSING", place, meaning, true);
         }
     }
@@ -595,7 +604,7 @@ impl<'a> ShardCheck<'a> {
         if let Some(range) = unstamped.filter(|_| !view.live) {
             self.say(
                 "UNSTAMPED",
-                format!("shard {} batches {}..{}", place.shard, range.start, range.end),
+                format!("shard {} {}", place.shard, words::span("batch", &range)),
                 "nothing later says that they are durable: had one of them rotted, it would look like a torn tail",
                 false,
             );
@@ -731,6 +740,35 @@ impl ClockSteps {
                 self.count += 1;
             }
         }
+    }
+}
+
+/// The batches that a recovery copied out of this segment into the next, and that one's name. What stood
+/// behind the end of this one was then in doubt, and may well have been acknowledged.
+fn carried_from(disk: &ReadOnly, view: &View, index: u64) -> Option<(Range<u64>, String)> {
+    for (&next, state) in view.manifest.segments.range(index + 1..) {
+        // What an earlier attempt carried does not count.
+        if matches!(state, SegmentState::Void | SegmentState::Retired) {
+            continue;
+        }
+        let name = paths::segment(view.place.shard, next);
+        let Some(header) = header_of(disk, &name) else { continue };
+        if header.predecessor.is_some_and(|p| p.index == index) {
+            let carried = header.first_batch..header.carried_end();
+            return (header.origin == Origin::Recovery && !carried.is_empty()).then_some((carried, name));
+        }
+    }
+    None
+}
+
+/// The header of a segment, if it is there and whole.
+pub(crate) fn header_of(disk: &ReadOnly, name: &str) -> Option<Header> {
+    let file = disk.open(name, Access::ReadDirect).ok()?;
+    let mut block = AlignedBuf::zeroed(disk.block_bytes() as usize);
+    let filled = disk.read(&file, 0, &mut block).ok()?;
+    match Header::read(&block[..filled]) {
+        Found::Good(header) => Some(*header),
+        _ => None,
     }
 }
 

@@ -1,9 +1,11 @@
 //! What lies where, in plain structs. Judges nothing: [`super::verify`] does.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Mutex;
 
-use hanaper_shards::batch::Digest;
+use hanaper_shards::aligned::AlignedBuf;
+use hanaper_shards::batch::{self, Digest};
 use hanaper_shards::io::{Access, Disk};
 use hanaper_shards::manifest::{LogLine, LogState, Sealed, SegmentState, hex};
 use hanaper_shards::segment::footer::IndexEntry;
@@ -12,6 +14,7 @@ use hanaper_shards::segment::paths::{self, Name};
 use hanaper_shards::segment::scan::scan;
 use hanaper_shards::wal::chain::{self, UnusedKind};
 
+use super::check::header_of;
 use super::disk::ReadOnly;
 use super::promise;
 use super::view::View;
@@ -34,6 +37,8 @@ pub struct Inspection {
     pub space_promise: bool,
     /// How commits reach the disk, as its last opening put it on record; `None` if nothing says so (yet).
     pub primitive: Option<String>,
+    /// Whether the folder lies on a file system in memory, gone with a reboot.
+    pub volatile: bool,
     /// Its shards, those of earlier layouts included.
     pub shards: Vec<ShardInspection>,
 }
@@ -56,6 +61,8 @@ pub struct ShardInspection {
     pub next_seq: u64,
     /// Bytes in segments that are not sealed.
     pub unsealed_bytes: u64,
+    /// Losses on record, as batches and records: what readers step over.
+    pub losses: Vec<(Range<u64>, Range<u64>)>,
     /// Its segments by index; those that were removed are left out.
     pub segments: Vec<SegmentInspection>,
 }
@@ -77,6 +84,8 @@ pub struct SegmentInspection {
     pub batches: u64,
     /// Records.
     pub records: u64,
+    /// How many of its records are on record as lost.
+    pub lost_records: u64,
     /// Sequence of its first record.
     pub first_seq: u64,
     /// Least wall time of a record, nanoseconds since 1970.
@@ -119,7 +128,7 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection, ReadError> {
         let view = View::take(&disk, place, &log)?;
         shards.push(shard(&disk, &view, place.generation == log.layout().generation)?);
     }
-    let primitive = primitive(&disk, &log)?;
+    let primitive = primitive(&disk, &log, &shards)?;
     let a_segment =
         shards.iter().flat_map(|s: &ShardInspection| &s.segments).next().map(|s| disk.path().join(&s.name));
     Ok(Inspection {
@@ -129,29 +138,37 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection, ReadError> {
         owner_pid: held.then(|| Owner::read(disk.path()).map_or(log.pid, |owner| owner.pid)),
         space_promise: promise::is_kept(disk.path(), a_segment.as_deref()),
         primitive,
+        volatile: promise::is_volatile(disk.path()),
         shards,
     })
 }
 
 /// What the newest opening said of itself. Each shard of the layout has its control record
-/// `opened epoch=… primitive=…`, among the first that it wrote then; times lead to it without reading
-/// what is older.
-fn primitive(disk: &ReadOnly, log: &LogState) -> Result<Option<String>, ReadError> {
-    /// How far a wall clock may have been set back between the manifest's line and the record.
-    const STEP_NS: i64 = 1_000_000_000;
-    /// So many records are looked through, lest a wall clock that stepped makes it a search of the whole log.
-    const RECORDS_MAX: usize = 10_000;
+/// `opened epoch=… primitive=…`, among the first that it wrote then, and each opening begins a segment of its
+/// own: that segment's header leads to it.
+fn primitive(
+    disk: &ReadOnly,
+    log: &LogState,
+    shards: &[ShardInspection],
+) -> Result<Option<String>, ReadError> {
+    /// More than recovery ever carries forward: so many records may stand before it in its segment.
+    const RECORDS_MAX: usize = 1 << 18;
     let (_, contents) = super::view::log_state(disk)?;
     let opened = contents.lines.iter().rev().find_map(|line| match LogLine::read(line) {
-        Ok(LogLine::Opened { epoch, wall, .. }) => Some((epoch, wall)),
+        Ok(LogLine::Opened { epoch, .. }) => Some(epoch),
         _ => None,
     });
-    let Some((epoch, wall)) = opened else { return Ok(None) };
+    let Some(epoch) = opened else { return Ok(None) };
     let start = format!("opened epoch={epoch} ");
     let reader = Reader { disk: disk.clone(), log: log.clone(), notices: Mutex::default() };
-    for shard in log.layout().shards() {
-        let from_wall_ns = Some(wall.saturating_sub(STEP_NS));
-        let select = Select { from_wall_ns, shard: Some(shard), control: true, ..Select::default() };
+    for shard in shards.iter().filter(|shard| shard.live) {
+        let begun: Vec<_> = shard.segments.iter().filter(|s| s.batches > 0).collect();
+        let older = |segment: &&SegmentInspection| {
+            header_of(disk, &segment.name).is_none_or(|header| header.epoch < epoch)
+        };
+        let Some(first) = begun.get(begun.partition_point(older)) else { continue };
+        let seqs = Some(first.first_seq..u64::MAX);
+        let select = Select { seqs, shard: Some(shard.shard), control: true, ..Select::default() };
         // Damage is for others to tell: what comes before it may do.
         let records = reader.replay(select).take(RECORDS_MAX).map_while(Result::ok);
         let found = records.filter(|record| record.kind == Kind::Control).find_map(|record| {
@@ -195,6 +212,7 @@ fn shard(disk: &ReadOnly, view: &View, live: bool) -> Result<ShardInspection, Re
             end: 0,
             batches: 0,
             records: 0,
+            lost_records: 0,
             first_seq: 0,
             from_wall_ns: None,
             to_wall_ns: None,
@@ -239,6 +257,7 @@ fn shard(disk: &ReadOnly, view: &View, live: bool) -> Result<ShardInspection, Re
         durable_batch: examined.watermark.checked_sub(1),
         next_batch: examined.chain.number,
         next_seq: examined.chain.seq,
+        losses: view.manifest.losses.iter().map(|l| (l.batches.clone(), l.seqs.clone())).collect(),
         unsealed_bytes: examined.segments.iter().map(|s| s.end).sum(),
         segments,
     })
@@ -255,6 +274,9 @@ fn sealed_state(
     found.first_seq = sealed.seqs.start;
     found.batches = sealed.batches.end - sealed.batches.start;
     found.records = sealed.seqs.end - sealed.seqs.start;
+    let within =
+        |lost: &Range<u64>| lost.end.min(sealed.seqs.end).saturating_sub(lost.start.max(sealed.seqs.start));
+    found.lost_records = view.manifest.losses.iter().map(|loss| within(&loss.seqs)).sum();
     let name = found.name.clone();
     match chain::read_sealed(disk, view.place, index, sealed).map_err(ReadError::io(name))? {
         Ok((_, entries)) => {
@@ -292,6 +314,13 @@ pub fn inspect_segment(path: impl AsRef<Path>) -> Result<Vec<BatchInspection>, R
         }
         Found::Blank | Found::Bad => None,
     };
+    // Manifests are made of batches, too; a segment begins with its header.
+    let mut block = AlignedBuf::zeroed(disk.block_bytes() as usize);
+    let filled = disk.read(&file, 0, &mut block).map_err(failed())?;
+    if header.is_none() && batch::Header::read(&block[..filled]).is_ok() {
+        let why = "it is not a segment file: it begins with a batch, as a manifest does".to_owned();
+        return Err(ReadError::Argument { name: path.display().to_string(), why });
+    }
     let spare =
         found.nonblank_end == 0 && file_bytes > 0 && matches!(paths::parse(&name), Name::Segment { .. });
     if header.is_none() && found.seen.is_empty() && !spare {

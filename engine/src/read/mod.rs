@@ -22,7 +22,7 @@ pub(crate) mod batch;
 pub(crate) mod check;
 pub(crate) mod disk;
 pub mod inspect;
-mod promise;
+pub(crate) mod promise;
 pub mod replay;
 mod shard;
 pub mod verify;
@@ -103,8 +103,13 @@ impl Reader {
         self.log.shards().map(|(shard, _)| shard).collect()
     }
 
-    /// What is selected, in order of time; one producer's records in the order in which it appended
-    /// them. Ends after the first error: what came before it is whole.
+    /// How many shards the layout in force has.
+    pub fn shards_in_force(&self) -> u32 {
+        self.log.layout().router.shards
+    }
+
+    /// What is selected. Of a chosen shard, in order of its sequence; of all, in order of time, and one
+    /// producer's records in the order in which it appended them. Ends after the first error: what came before it is whole.
     pub fn replay(&self, select: Select) -> Replay {
         let wanted = Wanted {
             from_wall_ns: select.from_wall_ns,
@@ -112,8 +117,11 @@ impl Reader {
             seqs: select.seqs.unwrap_or(0..u64::MAX),
             control: select.control,
         };
-        let chosen = places(&self.log).filter(|p| select.shard.is_none_or(|shard| shard == p.shard));
-        Replay::new(chosen.map(|place| self.shard_reader(place, wanted.clone())).collect())
+        if let Some(shard) = select.shard {
+            let place = places(&self.log).find(|place| place.shard == shard);
+            return Replay::of_one(place.map(|place| self.shard_reader(place, wanted)));
+        }
+        Replay::new(places(&self.log).map(|place| self.shard_reader(place, wanted.clone())).collect())
     }
 
     /// Records of one shard, control records too, in order of their sequence. Ends after the first error.
@@ -167,6 +175,29 @@ pub(crate) fn open(path: &Path) -> Result<(ReadOnly, LogState), Error> {
     }
 }
 
+/// Whether a log could be begun in this folder: it is not there yet, or has no files of somebody else.
+pub fn could_begin(path: &Path) -> Result<(), Error> {
+    match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        _ => {}
+    }
+    let names = folder(path)?.names().map_err(Error::io(path.display().to_string()))?;
+    match in_the_way(&names) {
+        None => Ok(()),
+        Some(name) => Err(Error::NotALog {
+            path: path.display().to_string(),
+            why: format!("it has files, such as {name}, and no log.manifest"),
+        }),
+    }
+}
+
+/// The first file that keeps a log from being begun beside it.
+pub(crate) fn in_the_way(names: &[String]) -> Option<&String> {
+    let harmless =
+        |name: &&String| matches!(paths::parse(name), Name::Ignored | Name::Lock | Name::Calibrate);
+    names.iter().filter(|name| !harmless(name)).min()
+}
+
 /// Whether a folder without a whole `log.manifest` has files that only a log has.
 pub(crate) fn was_a_log(path: &Path) -> bool {
     let ours = |entry: Entry| {
@@ -186,6 +217,11 @@ pub(crate) fn segment_file(path: &Path) -> Result<(ReadOnly, String), Error> {
     let name =
         path.file_name().and_then(|name| name.to_str()).ok_or_else(|| not_one("not the name of a file"))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if matches!(paths::parse(name), Name::LogManifest | Name::ShardManifest { .. }) {
+        return Err(not_one(
+            "it is a manifest, not a segment file; `hanaper inspect --log DIR` shows what the manifests say",
+        ));
+    }
     let disk = ReadOnly::for_file(folder, name).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => not_one("there is no such file"),
         std::io::ErrorKind::InvalidInput => not_one("it is not a segment file"),

@@ -11,6 +11,7 @@ use std::path::Path;
 const EXT: i64 = 0xEF53;
 const XFS: i64 = 0x5846_5342;
 const TMPFS: i64 = 0x0102_1994;
+const RAMFS: i64 = 0x8584_58F6;
 const BTRFS: i64 = 0x9123_683E;
 const NOCOW: libc::c_long = 0x0080_0000;
 
@@ -22,6 +23,11 @@ pub(super) fn is_kept(folder: &Path, file: Option<&Path>) -> bool {
         Some(BTRFS) => file.and_then(|f| File::open(f).ok()).is_some_and(|f| is_nocow(&f)),
         _ => false,
     }
+}
+
+/// Whether this folder lies in memory, gone with a reboot.
+pub(crate) fn is_volatile(folder: &Path) -> bool {
+    File::open(folder).is_ok_and(|folder| matches!(kind(&folder), Some(TMPFS | RAMFS)))
 }
 
 fn kind(file: &File) -> Option<i64> {

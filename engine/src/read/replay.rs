@@ -12,8 +12,10 @@ use super::OwnedRecord;
 use super::shard::ShardReader;
 use crate::error::ReadError;
 
-/// Records in time order. Ends after the first error.
+/// Records in time order; of a shard that was chosen, in order of its sequence. Ends after the first error.
 pub struct Replay {
+    /// One shard by itself has an order of its own.
+    alone: Option<ShardRecords>,
     shards: Vec<ShardReader>,
     /// What was read and must wait for something earlier, by time, shard and sequence.
     waiting: BinaryHeap<Reverse<(u64, u32, u64, usize)>>,
@@ -29,6 +31,7 @@ impl Replay {
     pub(crate) fn new(shards: Vec<ShardReader>) -> Replay {
         let unread = earliest_unread(&shards);
         Replay {
+            alone: None,
             shards,
             waiting: BinaryHeap::new(),
             records: Vec::new(),
@@ -36,6 +39,10 @@ impl Replay {
             unread,
             failed: false,
         }
+    }
+
+    pub(crate) fn of_one(shard: Option<ShardReader>) -> Replay {
+        Replay { alone: shard.map(ShardRecords::new), ..Replay::new(Vec::new()) }
     }
 
     /// How many records are held because something earlier may still come.
@@ -52,6 +59,9 @@ impl Iterator for Replay {
     type Item = Result<OwnedRecord, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if let Some(alone) = &mut self.alone {
+            return alone.next();
+        }
         while !self.failed {
             let unread = self.unread;
             let first = self.waiting.peek().map(|Reverse((time, ..))| *time);

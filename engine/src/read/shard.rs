@@ -25,6 +25,7 @@ use super::batch::{Fault, open, records};
 use super::disk::ReadOnly;
 use super::view::View;
 use crate::error::ReadError;
+use crate::words;
 
 /// Batches that stand one behind the other are read together, up to this much.
 const WINDOW_BYTES: u64 = 256 << 10;
@@ -216,8 +217,9 @@ impl Plan {
         self.losses = view.manifest.losses.clone();
         for loss in self.losses.iter().filter(|l| wanted.has_seqs(l.seqs.clone())) {
             notices.push(format!(
-                "shard {} records {}..{} are lost, and on record as lost",
-                place.shard, loss.seqs.start, loss.seqs.end
+                "shard {}, lost and on record as lost: {}",
+                place.shard,
+                words::records(&loss.seqs)
             ));
         }
         let mut at = (0, 0);
@@ -326,8 +328,8 @@ fn walk_sealed(
 fn missing(place: Place, batches: Range<u64>, seqs: Range<u64>) -> ReadError {
     ReadError::Damaged {
         verdict: "MISSING",
-        place: format!("shard {} batches {}..{}", place.shard, batches.start, batches.end),
-        meaning: format!("no sealed segment holds them (records {}..{})", seqs.start, seqs.end),
+        place: format!("shard {} {}", place.shard, words::span("batch", &batches)),
+        meaning: format!("no sealed segment holds what should be here, {}", words::records(&seqs)),
     }
 }
 
@@ -341,8 +343,9 @@ fn summary(disk: &ReadOnly, place: Place, index: u64, sealed: &Sealed) -> Result
             return Err(damaged(
                 "MISSING",
                 format!(
-                    "sealed segment with batches {}..{} (records {}..{}) is gone",
-                    sealed.batches.start, sealed.batches.end, sealed.seqs.start, sealed.seqs.end
+                    "sealed segment with {}, {}, is gone",
+                    words::span("batch", &sealed.batches),
+                    words::records(&sealed.seqs)
                 ),
             ));
         }

@@ -11,7 +11,6 @@
 //! It proves that the log is consistent in itself. Whoever can rewrite the whole folder can make
 //! another one that is.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,11 +27,12 @@ use super::check::{ShardCheck, Told};
 use super::disk::ReadOnly;
 use super::view::{self, View};
 use crate::error::{ErrorKind, ReadError};
+use crate::words;
 
 /// What to check besides the log itself.
 #[derive(Default)]
 pub struct VerifyOptions<'a> {
-    /// A file of acknowledgements that somebody kept: each must be found as it was given.
+    /// A file of acknowledgements that somebody kept (`-` is standard input): each must be found as it was given.
     pub acks: Option<PathBuf>,
     /// Told from time to time how many bytes are done, and of how many.
     pub progress: Option<&'a dyn Fn(u64, u64)>,
@@ -66,10 +66,14 @@ pub struct Report {
     pub bytes: u64,
     /// Findings that fail.
     pub failures: u64,
+    /// How many of them are files in the folder that were never the log's.
+    pub strays: u64,
     /// Losses that are on record.
     pub losses: u64,
     /// Acknowledgements that were looked for.
     pub acks: u64,
+    /// Whether the last line of their file was torn, and passed over.
+    pub torn_ack: bool,
     /// Batches with records at the end of a shard that no later stamp covers.
     pub unstamped_batches: u64,
     /// Somebody was writing to it.
@@ -97,12 +101,10 @@ pub fn verify(
     found: &mut dyn FnMut(Finding),
 ) -> Result<Report, ReadError> {
     // First, so that all that they speak of was durable before the log is looked at.
-    let (mut acks, ack_count) = match &options.acks {
-        Some(file) => acks::read(file)?,
-        None => (BTreeMap::new(), 0),
-    };
+    let kept = options.acks.as_deref().map(acks::read).transpose()?.unwrap_or_default();
+    let mut acks = kept.shards;
     let disk = super::folder(path.as_ref())?;
-    let mut report = Report { acks: ack_count, ..Report::default() };
+    let mut report = Report { acks: kept.count, torn_ack: kept.torn, ..Report::default() };
     let mut say = |report: &mut Report, finding: Finding| {
         report.failures += u64::from(finding.fails);
         found(finding);
@@ -206,7 +208,7 @@ pub fn verify(
         let mut runs = Vec::new();
         left.finish(&mut |m| runs.push((m.first, m.end)));
         for (first, end) in runs {
-            let place = format!("shard {shard} records {first}..{end}");
+            let place = format!("shard {shard} {}", words::span("record", &(first..end)));
             say(
                 &mut report,
                 fails(
@@ -286,6 +288,7 @@ fn files(
             Name::Ignored | Name::Stray => false,
         };
         if !ours {
+            report.strays += u64::from(parsed == Name::Stray);
             say(report, fails("STRAY", name, "it is not a file of this log; move it elsewhere"));
             continue;
         }

@@ -25,6 +25,7 @@ use super::{Mode, Plan, Step, Who};
 use crate::error::ReadError;
 use crate::read::disk::ReadOnly;
 use crate::read::{self, OwnedRecord};
+use crate::words;
 
 /// So many damaged places of one file are worked around.
 const DAMAGE_MAX: usize = 1000;
@@ -373,12 +374,13 @@ fn step(damage: &Damage, loss: Option<&Loss>) -> Step {
         place: damage.place.clone(),
         action: match loss {
             Some(l) => format!(
-                "batches {}..{} (records {}..{}) are left out, with zeros in their place",
-                l.batches.start, l.batches.end, l.seqs.start, l.seqs.end
+                "left out, with zeros in their place: {}, {}",
+                words::span("batch", &l.batches),
+                words::records(&l.seqs)
             ),
             None => "all behind it is left out".to_owned(),
         },
-        why: damage.meaning.clone(),
+        why: words::meaning(damage),
         loses: true,
         by: Who::Recover,
     }

@@ -55,6 +55,10 @@ static ALLOCATOR: Counting = Counting;
 #[derive(Debug, Parser)]
 #[command(name = "hanaper-bench", version)]
 struct Args {
+    /// Make checkpoints, as a log does by default.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    checkpoints: bool,
+
     /// Time under load in all, such as 5s or 800ms.
     #[arg(long, default_value = "5s", value_parser = duration)]
     duration: Duration,
@@ -146,7 +150,10 @@ fn main() -> anyhow::Result<()> {
 fn open(args: &Args, folder: PathBuf) -> anyhow::Result<Log> {
     let in_flight_bytes = args.in_flight * (args.event_size + 64);
     let lane_bytes = args.lane_bytes.unwrap_or((2 * in_flight_bytes).next_power_of_two().max(256 << 10));
+    let state = folder.with_extension("keys");
     let mut builder = Log::builder(folder)
+        .state(state)
+        .checkpoints(args.checkpoints)
         .shards(args.shards)
         .lane_bytes(lane_bytes)
         .producers_max(args.producers as u32 + 1)

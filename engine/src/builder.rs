@@ -69,6 +69,10 @@ pub struct Builder {
     pub(crate) depth_max: usize,
     pub(crate) pipeline_bytes: usize,
     pub(crate) calibrate: bool,
+    pub(crate) checkpoints: bool,
+    pub(crate) checkpoint_every: Duration,
+    pub(crate) state: Option<PathBuf>,
+    pub(crate) origin: Option<String>,
 }
 
 impl Builder {
@@ -90,7 +94,51 @@ impl Builder {
             depth_max: 4,
             pipeline_bytes: 64 << 10,
             calibrate: true,
+            checkpoints: true,
+            checkpoint_every: Duration::from_secs(1),
+            state: None,
+            origin: None,
         }
+    }
+
+    /// Whether checkpoints are made: signed notes on all that is durable, which other people's tools check.
+    /// Default: yes.
+    pub fn checkpoints(mut self, checkpoints: bool) -> Builder {
+        self.checkpoints = checkpoints;
+        self
+    }
+
+    /// The least time between two checkpoints. Default 1 s; an idle log makes one every ten minutes.
+    pub fn checkpoint_every(mut self, every: Duration) -> Builder {
+        self.checkpoint_every = every;
+        self
+    }
+
+    /// The folder of keys, which is never the log's own or within it. Default: `HANAPER_STATE`, else
+    /// `$XDG_STATE_HOME/hanaper`, else `~/.local/state/hanaper`. Each log has a folder of its own there.
+    pub fn state(mut self, folder: impl Into<PathBuf>) -> Builder {
+        self.state = Some(folder.into());
+        self
+    }
+
+    /// The name under which this log signs, for its first opening: like a URL without its scheme, and unique.
+    /// Default: `hanaper.local/<host>/<first 8 of the log id>`.
+    pub fn origin(mut self, origin: impl Into<String>) -> Builder {
+        self.origin = Some(origin.into());
+        self
+    }
+
+    /// The settings in force as a text, one a line: what an epoch entry names by its digest.
+    pub(crate) fn settings_text(&self, shards: u32) -> String {
+        format!(
+            "shards = {shards}\nsegment_bytes = {}\nlane_bytes = {}\npayload_bytes_max = {}\nproducers_max = {}\ncheckpoint_every_ms = {}\non_failure = {:?}\n",
+            self.segment_bytes,
+            self.limits.lane_bytes,
+            self.limits.payload_bytes_max,
+            self.limits.producers_max,
+            self.checkpoint_every.as_millis(),
+            self.on_failure
+        )
     }
 
     /// Number of shards, 1 to 256. Default: what the log has, or one per core for a new log.

@@ -4,40 +4,37 @@ use std::path::{Path as FsPath, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_queue::SegQueue;
 use hanaper_ingest::{Intake, Producer, ProducerError, ShardPort};
-use hanaper_shards::ack::{Gate, Stopped};
+use hanaper_shards::ack::{Gate, Receipt, Stopped};
 use hanaper_shards::clock::Clock;
 use hanaper_shards::io::Disk;
 use hanaper_shards::io::disk::{Folder, FolderFile};
 use hanaper_shards::io::posix::PosixIo;
 use hanaper_shards::io::probe::{self, Backend, Chosen};
 use hanaper_shards::io::uring::UringIo;
-use hanaper_shards::journal::{self, Journal, JournalError};
-use hanaper_shards::manifest::{
-    Fenced, Layout, LogLine, LogState, ManifestError, SegmentState, ShardManifest,
-};
+use hanaper_shards::journal::Journal;
+use hanaper_shards::manifest::{Fenced, Layout, LogLine, ManifestError};
 use hanaper_shards::record;
-use hanaper_shards::router::Router;
-use hanaper_shards::segment::paths::{self, Name};
 use hanaper_shards::shard::{Config, Published, Shard, Supply};
 use hanaper_shards::wake::Wake;
-use hanaper_shards::wal::chain::{self, Place};
-use hanaper_shards::wal::open::{self, Looked, Opened, Opening};
-use hanaper_shards::wal::recovery::{self, Begin, Recovered, RecoveryError, Start};
+use hanaper_shards::wal::chain::Place;
+use hanaper_shards::wal::open::Opened;
+use hanaper_shards::wal::recovery::{Recovered, Start};
 
 use crate::builder::Builder;
+use crate::checkpoint::entry::{Event, Live};
+use crate::coordinator::Coordinator;
 use crate::error::{CloseError, OpenError};
 use crate::lock::Lock;
+use crate::notary::{self, Board, Commission, Desk, Evidence, Notary};
+use crate::open::{look_at, old_log_time, open_folder, open_manifest, recover, reshard};
 use crate::random;
 use crate::read;
 use crate::runtime::{self, Drive, Ended, MakeIo, Orders, Path, Seat};
 use crate::slow::{SlowQueue, SlowShard, SlowWorker};
-
-/// How long the writes of a killed owner are waited for.
-const IN_FLIGHT_WAIT: Duration = Duration::from_secs(5);
 
 /// A log that is open for writing.
 ///
@@ -52,6 +49,10 @@ pub struct Log {
     slow_queue: Arc<SlowQueue>,
     slow: Option<JoinHandle<SlowWorker<Folder>>>,
     journal: Option<Journal<Folder>>,
+    desk: Option<Arc<Desk>>,
+    notary: Option<JoinHandle<Vec<String>>>,
+    board: Arc<Board>,
+    vkey: Option<String>,
     layout: Layout,
     epoch: u64,
     chosen: Chosen,
@@ -115,19 +116,24 @@ impl Log {
             )));
         }
         folder = folder.with_block_bytes(state.block_bytes);
+        let mut ended_shards = Vec::new();
         if let Some(wanted) = builder.shards
             && wanted != state.layout().router.shards
         {
             if !builder.reshard {
                 return Err(OpenError::Shards { have: state.layout().router.shards, wanted });
             }
-            (journal, state) = reshard(&folder, journal, state, wanted, &builder)?;
+            (journal, state, ended_shards) = reshard(&folder, journal, state, wanted, &builder)?;
         }
         let layout = *state.layout();
         let epoch = state.epoch + 1;
         let clock_wall = Clock::start(0).anchor().wall_ns;
 
-        let looked = look_at(&folder, &path, &state, &layout)?;
+        let (keys, named) = match builder.checkpoints {
+            true => Some(notary::begin(&folder, &builder, state.log)?).unzip(),
+            false => (None, None),
+        };
+        let looked = look_at(&folder, &path, &state, &layout, &named.clone().unwrap_or_default())?;
         // What can fail for reasons of its own comes before anything is changed.
         let mut chosen = if builder.calibrate {
             probe::choose(&folder, builder.backend).map_err(io)?
@@ -163,17 +169,25 @@ impl Log {
         let opened_at = clock.now();
         let room_for_another =
             folder.free_bytes().map_err(io)? >= u64::from(layout.router.shards) * builder.segment_bytes;
+        let desk =
+            keys.is_some().then(|| Desk::new(layout.router.shards as usize)).transpose().map_err(io)?;
+        let mut start = vec![Event::new("start").with("opening", epoch).with("pid", std::process::id())];
+        start.append(&mut ended_shards);
+        let mut cuts = Vec::new();
+        let mut shard_wakes = Vec::new();
         let mut ports = Vec::new();
         let mut slow_shards = Vec::new();
         let mut published = Vec::new();
         let mut recovered = Vec::new();
         let mut seats: Vec<Vec<SeatPlan>> = (0..drivers).map(|_| Vec::new()).collect();
         for (slot, opened) in opened.drain(..).enumerate() {
-            let Opened { place, manifest, start } = opened;
-            recovered.extend(start.recovered.clone().map(|r| (place.shard, r)));
+            let Opened { place, manifest, start: begin } = opened;
+            recovered.extend(begin.recovered.clone().map(|r| (place.shard, r)));
             let wake = Arc::clone(&wakes[slot % drivers]);
+            shard_wakes.push(Arc::clone(&wake));
+            cuts.extend(notary::cuts(place.shard, &begin));
             let supply = Arc::new(Supply::default());
-            let spares = start.spares.len() - usize::from(start.active.is_none() && !start.spares.is_empty());
+            let spares = begin.spares.len() - usize::from(begin.active.is_none() && !begin.spares.is_empty());
             if spares == 0 && !room_for_another {
                 // Nothing is taken before there is a segment for a recovery, too.
                 supply.no_space.store(true, Ordering::Relaxed);
@@ -184,7 +198,7 @@ impl Log {
                 wake: Arc::clone(&wake),
                 gate: Gate::new(),
             };
-            if start.active.is_none() && start.spares.is_empty() {
+            if begin.active.is_none() && begin.spares.is_empty() {
                 port.gate.set_no_space(true);
             }
             published.push(Arc::new(Published::default()));
@@ -203,11 +217,12 @@ impl Log {
             )];
             for f in fenced_before.iter().filter(|f| f.shard == place.shard) {
                 words.push(format!("fenced op={} errno={} offset={}", f.op, f.errno, f.offset));
+                start.push(notary::fenced(f));
             }
             seats[slot % drivers].push(SeatPlan {
                 slot,
                 config: config(&folder, place, slot, epoch, &builder),
-                start,
+                start: begin,
                 port: port.clone(),
                 supply,
                 published: Arc::clone(&published[slot]),
@@ -225,6 +240,7 @@ impl Log {
         }
         let pin = builder.pin && !realtime;
         let orders = Arc::new(Orders::default());
+        let settings = builder.settings_text(layout.router.shards);
         let on_failure = Arc::new(builder.on_failure);
         let spin = builder.spin.unwrap_or(Duration::from_micros(if cores.len() > 1 { 50 } else { 0 }));
         let mut handles = Vec::new();
@@ -238,6 +254,7 @@ impl Log {
                 on_failure: Arc::clone(&on_failure),
                 spin,
                 slice: builder.slice,
+                desk: desk.clone(),
             };
             let core = pin.then(|| cores.get(i).copied()).flatten();
             let name = format!("hanaper-{i}");
@@ -275,6 +292,41 @@ impl Log {
         if let Some(why) = refused.or(slow.refused) {
             chosen.notices.push(format!("glommio does not start here ({why}); using plain threads instead"));
         }
+        let board = Arc::new(Board::default());
+        let vkey = keys.as_ref().map(|keys| keys.identity().vkey().to_string());
+        let notary = keys.zip(named).zip(desk.clone()).map(|((keys, named), desk)| {
+            let live = Live {
+                count: layout.router.shards,
+                first: layout.first_shard,
+                generation: layout.generation,
+            };
+            let commission = Commission {
+                disk: folder.clone(),
+                path: path.clone(),
+                log: state.log,
+                keys,
+                coordinator: Coordinator::new(state.log, live, builder.checkpoint_every, named),
+                first_shard: layout.first_shard,
+                desk,
+                board: Arc::clone(&board),
+                published: published.clone(),
+                wakes: shard_wakes,
+                clock: clock.clone(),
+                every: builder.checkpoint_every,
+                start,
+                cuts,
+                end: Event::new("stop").with("opening", epoch),
+                settings,
+            };
+            runtime::spawn_notary(Notary::new(commission))
+        });
+        let notary = match notary.transpose() {
+            Ok(notary) => notary,
+            Err(source) => {
+                runtime::abandon(&orders, &wakes, handles);
+                return Err(io(source));
+            }
+        };
         let intake = Intake::new(layout.router, ports, clock, builder.limits);
         Ok(Log {
             path,
@@ -285,6 +337,10 @@ impl Log {
             slow_queue,
             slow: Some(slow.handle),
             journal: Some(journal),
+            desk,
+            notary,
+            board,
+            vkey,
             layout,
             epoch,
             chosen,
@@ -332,6 +388,23 @@ impl Log {
         &self.recovered
     }
 
+    /// The public key of this log, one line: whoever has it can check what the log says of itself. `None` if
+    /// checkpoints are off.
+    pub fn vkey(&self) -> Option<&str> {
+        self.vkey.as_deref()
+    }
+
+    /// The newest checkpoint, what it covers, and what keeps a newer one from being made.
+    pub fn evidence(&self) -> Evidence {
+        self.board.read()
+    }
+
+    /// Waits until a checkpoint covers an event; `false` if none does after that time, or checkpoints are off.
+    pub fn wait_checkpointed(&self, receipt: &Receipt, at_most: Duration) -> bool {
+        let slot = receipt.shard.checked_sub(self.layout.first_shard);
+        slot.is_some_and(|slot| self.board.wait(slot as usize, receipt.batch + 1, at_most))
+    }
+
     /// Counters, as they are now.
     pub fn stats(&self) -> Snapshot {
         let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -356,7 +429,7 @@ impl Log {
         self.orders.close.store(true, Ordering::Release);
         let (ended, panicked) = self.join_drivers();
         self.slow_queue.stop();
-        let mut report = CloseReport::default();
+        let mut report = CloseReport { notices: self.end_notary(&ended), ..CloseReport::default() };
         let shard_at = |slot: usize| self.layout.first_shard + slot as u32;
         let mut ended_lines: Vec<LogLine> =
             ended.iter().map(|e| LogLine::Ended { shard: shard_at(e.slot), chain: e.chain }).collect();
@@ -370,7 +443,7 @@ impl Log {
                         worker.retire(e.slot, e.spares);
                     }
                 }
-                report.notices = worker.notices;
+                report.notices.append(&mut worker.notices);
             }
             Some(Err(panic)) => return Err(CloseError::Panicked(panic_text(&panic))),
             None => {}
@@ -395,6 +468,14 @@ impl Log {
         Ok(report)
     }
 
+    /// Has the last checkpoint made, from the last heads.
+    fn end_notary(&mut self, ended: &[Ended]) -> Vec<String> {
+        let Some((desk, notary)) = self.desk.take().zip(self.notary.take()) else { return Vec::new() };
+        ended.iter().for_each(|e| desk.give(e.slot, e.head.clone()));
+        desk.stop();
+        notary.join().unwrap_or_else(|panic| vec![panic_text(&panic)])
+    }
+
     fn join_drivers(&mut self) -> (Vec<Ended>, Option<String>) {
         self.wakes.iter().for_each(|wake| wake.notify());
         let mut ended = Vec::new();
@@ -416,6 +497,10 @@ impl Drop for Log {
         }
         self.orders.abandon.store(true, Ordering::Release);
         let _abandoned = self.join_drivers();
+        if let Some((desk, notary)) = self.desk.take().zip(self.notary.take()) {
+            desk.abandon();
+            let _abandoned = notary.join();
+        }
         self.slow_queue.stop();
         if let Some(slow) = self.slow.take() {
             let _abandoned = slow.join();
@@ -424,7 +509,7 @@ impl Drop for Log {
 }
 
 /// Makes lines durable, all or none.
-fn append(journal: &mut Journal<Folder>, lines: &[LogLine]) -> Result<(), ManifestError> {
+pub(crate) fn append(journal: &mut Journal<Folder>, lines: &[LogLine]) -> Result<(), ManifestError> {
     let texts: Vec<String> = lines.iter().map(LogLine::write).collect();
     Ok(journal.append(&texts)?)
 }
@@ -491,229 +576,4 @@ fn config(folder: &Folder, place: Place, slot: usize, epoch: u64, builder: &Buil
         pipeline_bytes: builder.pipeline_bytes,
         stamp_after_ns: 10_000_000,
     }
-}
-
-/// The segment that opening itself must zero is short, so that opening is quick; the next ones, made
-/// beside the commits, have the full length.
-fn first_segment_bytes(builder: &Builder) -> u64 {
-    const FIRST_BYTES: u64 = 16 << 20;
-    let longest_record = 8 * (builder.limits.payload_bytes_max as u64).next_multiple_of(64 << 10) + (1 << 20);
-    builder.segment_bytes.min(FIRST_BYTES.max(longest_record))
-}
-
-fn open_folder(builder: &Builder) -> Result<Folder, OpenError> {
-    let path = &builder.path;
-    let io = |source| OpenError::Io { path: path.clone(), source };
-    match std::fs::metadata(path) {
-        Ok(meta) if !meta.is_dir() => {
-            Err(io(std::io::Error::new(std::io::ErrorKind::NotADirectory, "not a folder")))
-        }
-        Ok(_) => {
-            let folder = Folder::open(path).map_err(io)?;
-            let names = folder.names().map_err(io)?;
-            let is_log = names.iter().any(|name| paths::parse(name) == Name::LogManifest);
-            if let Some(name) = read::in_the_way(&names).filter(|_| !is_log) {
-                return Err(OpenError::NotALog { path: path.clone(), such_as: name.clone() });
-            }
-            if !is_log && !builder.create {
-                return Err(OpenError::Missing(path.clone()));
-            }
-            Ok(folder)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && builder.create => Folder::create(path)
-            .map_err(|source| match source.kind() {
-                std::io::ErrorKind::NotFound if !has_parent(path) => OpenError::NoParent(path.clone()),
-                _ => io(source),
-            }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(OpenError::Missing(path.clone())),
-        Err(error) => Err(io(error)),
-    }
-}
-
-fn has_parent(path: &FsPath) -> bool {
-    path.parent().is_none_or(|parent| parent.as_os_str().is_empty() || parent.is_dir())
-}
-
-fn open_manifest(folder: &Folder, builder: &Builder) -> Result<(Journal<Folder>, LogState), OpenError> {
-    let manifest = |source: ManifestError| OpenError::Manifest { path: builder.path.clone(), source };
-    let identity = journal::Identity { log: [0; 16], shard: u32::MAX };
-    let found = match Journal::open(folder, paths::LOG_MANIFEST, identity) {
-        Err(JournalError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
-        other => other.map_err(|e| manifest(e.into()))?,
-    };
-    if let Some((journal, contents)) = found {
-        let state = LogState::from_lines(&contents.lines).map_err(|source| {
-            manifest(ManifestError::Line { name: paths::LOG_MANIFEST.to_owned(), source })
-        })?;
-        if state.log != contents.log {
-            let name = paths::LOG_MANIFEST.to_owned();
-            return Err(manifest(JournalError::Foreign { name }.into()));
-        }
-        return Ok((journal, state));
-    }
-    // A manifest that holds nothing whole is a crash in the making of a log, unless there is more of one.
-    let names = folder.names().map_err(|source| OpenError::Io { path: builder.path.clone(), source })?;
-    let ours =
-        |name: &String| matches!(paths::parse(name), Name::Segment { .. } | Name::ShardManifest { .. });
-    if names.iter().any(ours) {
-        return Err(OpenError::ManifestGone(builder.path.clone()));
-    }
-    let shards = builder.shards.unwrap_or_else(|| (runtime::cores().len() as u32).clamp(1, 256));
-    let log: [u8; 16] = random::bytes();
-    let layout = Layout {
-        generation: 0,
-        first_shard: 0,
-        router: Router { seed: u64::from_le_bytes(random::bytes()), shards },
-    };
-    let created = Clock::start(0).anchor().wall_ns;
-    let genesis = LogLine::Genesis { log, block_bytes: folder.block_bytes(), created };
-    let lines = [genesis, LogLine::Layout(layout)];
-    let identity = journal::Identity { log, shard: u32::MAX };
-    let texts: Vec<String> = lines.iter().map(LogLine::write).collect();
-    let journal = Journal::create(folder, paths::LOG_MANIFEST, identity, random::bytes(), &texts)
-        .map_err(|e| manifest(e.into()))?;
-    let mut state = LogState::default();
-    lines.iter().for_each(|line| state.apply(line));
-    Ok((journal, state))
-}
-
-/// Looks at all shards, each on a thread of its own, and changes nothing that was ever written to.
-fn look_at(
-    folder: &Folder,
-    path: &FsPath,
-    state: &LogState,
-    layout: &Layout,
-) -> Result<Vec<Looked<Folder>>, OpenError> {
-    let io = |source| OpenError::Io { path: path.to_owned(), source };
-    // Nobody else makes or removes files of a log that this process has locked.
-    let entries = folder.list().map_err(io)?;
-    if let Some(damage) = open::unknown_shard(state, entries.iter().map(|e| paths::parse(&e.name))) {
-        return Err(OpenError::from_recovery(path.to_owned(), RecoveryError::Damaged(vec![damage])));
-    }
-    let looked = each_at_once(layout.shards().collect(), |shard| {
-        let place = Place { log: state.log, generation: layout.generation, shard };
-        let expected = state.expected(shard, layout.generation);
-        let mut opening = Opening::begin(folder, place, expected, random::bytes())
-            .map_err(|source| OpenError::Manifest { path: path.to_owned(), source })?;
-        let deadline = Instant::now() + IN_FLIGHT_WAIT;
-        while !opening.lock().map_err(io)? {
-            if Instant::now() > deadline {
-                return Err(OpenError::StillInFlight(path.to_owned()));
-            }
-            // The kernel says nothing when a dead process's last write lands; flock has no time limit.
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        opening.look(&entries).map_err(io)
-    })?;
-    let mut damage: Vec<_> = looked.iter().flat_map(|l| l.examined.damage.clone()).collect();
-    let earlier = state.shards().filter(|(shard, _)| !layout.shards().contains(shard)).collect();
-    let looked_back = each_at_once(earlier, |(shard, generation)| {
-        let place = Place { log: state.log, generation, shard };
-        open::look_back(folder, place, &state.expected(shard, generation), &entries)
-            .map_err(|source| OpenError::Manifest { path: path.to_owned(), source })
-    })?;
-    damage.extend(looked_back.into_iter().flatten());
-    if !damage.is_empty() {
-        return Err(OpenError::from_recovery(path.to_owned(), RecoveryError::Damaged(damage)));
-    }
-    Ok(looked)
-}
-
-/// Recovers all shards: opening takes as long as the slowest.
-fn recover(
-    path: &FsPath,
-    looked: Vec<Looked<Folder>>,
-    epoch: u64,
-    wall_ns: i64,
-    builder: &Builder,
-) -> Result<Vec<Opened<Folder>>, OpenError> {
-    each_at_once(looked, |looked| {
-        let begin = Begin {
-            incarnation: random::bytes(),
-            epoch,
-            wall_ns,
-            first_segment_bytes: first_segment_bytes(builder),
-        };
-        looked.recover(begin).map_err(|source| OpenError::from_recovery(path.to_owned(), source))
-    })
-}
-
-/// As many at once as there are cores; in order, or the first error.
-fn each_at_once<T: Send, U: Send, E: Send>(
-    items: Vec<T>,
-    one: impl Fn(T) -> Result<U, E> + Sync,
-) -> Result<Vec<U>, E> {
-    let mut out = Vec::with_capacity(items.len());
-    let mut items = items.into_iter();
-    let at_once = runtime::cores().len().max(1);
-    loop {
-        let group: Vec<T> = items.by_ref().take(at_once).collect();
-        if group.is_empty() {
-            return Ok(out);
-        }
-        let done: Vec<Result<U, E>> = std::thread::scope(|scope| {
-            let threads: Vec<_> = group.into_iter().map(|item| scope.spawn(|| one(item))).collect();
-            threads.into_iter().map(|t| t.join().expect("opening a shard does not panic")).collect()
-        });
-        for done in done {
-            out.push(done?);
-        }
-    }
-}
-
-/// The greatest log time in shards of earlier layouts, so that time goes on rising.
-fn old_log_time(folder: &Folder, state: &LogState) -> u64 {
-    let newest = |(shard, generation)| {
-        let place = Place { log: state.log, generation, shard };
-        let manifest = ShardManifest::read(folder, place).ok()?;
-        let (&index, SegmentState::Sealed(sealed)) =
-            manifest.segments.iter().rev().find(|(_, s)| matches!(s, SegmentState::Sealed(_)))?
-        else {
-            return None;
-        };
-        Some(chain::read_sealed(folder, place, index, sealed).ok()?.ok()?.0.time_max)
-    };
-    let live = state.layout().shards();
-    state.shards().filter(|(shard, _)| !live.contains(shard)).filter_map(newest).max().unwrap_or(0)
-}
-
-/// Closes every shard of the old layout, then puts the new one on record.
-fn reshard(
-    folder: &Folder,
-    journal: Journal<Folder>,
-    state: LogState,
-    shards: u32,
-    builder: &Builder,
-) -> Result<(Journal<Folder>, LogState), OpenError> {
-    let path = &builder.path;
-    let old = *state.layout();
-    let looked = look_at(folder, path, &state, &old)?;
-    drop(journal);
-    let wall_ns = Clock::start(0).anchor().wall_ns;
-    let mut ended = Vec::new();
-    for mut opened in recover(path, looked, state.epoch, wall_ns, builder)? {
-        let shard = opened.place.shard;
-        let mut jobs = std::mem::take(&mut opened.start.to_seal);
-        jobs.extend(opened.start.active.take().map(hanaper_shards::shard::seal_job));
-        for job in &jobs {
-            hanaper_shards::wal::seal::seal(folder, &mut opened.manifest, job).map_err(|error| {
-                OpenError::Io { path: path.clone(), source: std::io::Error::other(error.to_string()) }
-            })?;
-        }
-        for spare in std::mem::take(&mut opened.start.spares) {
-            recovery::retire(folder, shard, &mut opened.manifest, spare.index, "resharded")
-                .map_err(|source| OpenError::from_recovery(path.clone(), source))?;
-        }
-        ended.push(LogLine::Ended { shard, chain: opened.start.chain });
-    }
-    let (mut journal, mut state) = open_manifest(folder, builder)?;
-    let mut lines = ended;
-    lines.push(LogLine::Layout(Layout {
-        generation: old.generation + 1,
-        first_shard: old.first_shard + old.router.shards,
-        router: Router { seed: old.router.seed, shards },
-    }));
-    append(&mut journal, &lines).map_err(|source| OpenError::Manifest { path: path.clone(), source })?;
-    lines.iter().for_each(|line| state.apply(line));
-    Ok((journal, state))
 }

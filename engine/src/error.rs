@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::checkpoint::epochs::EpochsError;
+use crate::checkpoint::keys::KeyError;
 use hanaper_shards::ack::Stopped;
 use hanaper_shards::journal::JournalError;
 use hanaper_shards::manifest::ManifestError;
@@ -245,6 +247,22 @@ pub enum OpenError {
         /// What.
         source: ManifestError,
     },
+    /// The keys that sign its checkpoints.
+    #[error("{path}: {source}")]
+    Keys {
+        /// The log.
+        path: PathBuf,
+        /// What about them.
+        source: KeyError,
+    },
+    /// What it says of itself in its epochs cannot be read.
+    #[error("{path}: {source}; restore the file from a copy")]
+    Epochs {
+        /// The log.
+        path: PathBuf,
+        /// What.
+        source: EpochsError,
+    },
     /// The disk or the system said no.
     #[error("{path}: {source}{}", io_advice(source))]
     Io {
@@ -275,6 +293,12 @@ impl OpenError {
                 ErrorKind::Refused
             }
             OpenError::Damaged { .. } | OpenError::ManifestGone(_) => ErrorKind::Integrity,
+            OpenError::Keys { source, .. } => source.kind(),
+            OpenError::Epochs { source, .. } => match source {
+                EpochsError::Journal(JournalError::Io { .. }) => ErrorKind::Io,
+                EpochsError::Journal(JournalError::Unknown { .. }) => ErrorKind::Refused,
+                EpochsError::Journal(_) | EpochsError::Damaged { .. } => ErrorKind::Integrity,
+            },
             OpenError::Manifest { source, .. } => match source {
                 ManifestError::Missing { .. } => ErrorKind::Integrity,
                 ManifestError::Journal(JournalError::Io { .. }) => ErrorKind::Io,

@@ -22,11 +22,14 @@
 
 pub mod builder;
 pub mod checkpoint;
+pub mod coordinator;
 pub mod engine;
 pub mod error;
 #[cfg(feature = "glommio")]
 mod glommio_host;
 pub mod lock;
+mod notary;
+mod open;
 mod random;
 pub mod read;
 pub mod recover;
@@ -42,6 +45,7 @@ pub use hanaper_ingest::{
     AppendError, Backpressure, BatchError, Claim, Producer, ProducerError, Receipt, Stopped, Ticket,
     WaitError, WaitFor, Waiter, WhenDurable,
 };
+pub use notary::Evidence;
 
 /// The README's example must compile, as everything that is shown to people.
 #[cfg(doctest)]

@@ -15,7 +15,7 @@ use hanaper_shards::io::disk::{Folder, FolderFile};
 use hanaper_shards::io::posix::PosixIo;
 use hanaper_shards::io::uring::UringIo;
 use hanaper_shards::io::{Io, Wait};
-use hanaper_shards::shard::{self, Shard, Turn};
+use hanaper_shards::shard::{self, Head, Shard, Turn};
 use hanaper_shards::wake::Wake;
 use hanaper_shards::wal::chain::Chain;
 use hanaper_shards::wal::prepare::Prepared;
@@ -23,6 +23,7 @@ use hanaper_shards::wal::prepare::Prepared;
 use crate::builder::{Driver, FailurePolicy};
 #[cfg(feature = "glommio")]
 use crate::glommio_host;
+use crate::notary::{Desk, Notary};
 use crate::slow::{Host, PlainThread, SlowQueue, SlowWorker};
 
 /// No sleep is longer, whatever the clock says: if a wake-up were ever lost, this is what it would cost.
@@ -50,6 +51,8 @@ pub(crate) struct Ended {
     pub(crate) failure: Option<Stopped>,
     /// Where its chain ends; durable if nothing failed.
     pub(crate) chain: Chain,
+    /// The durable part of its chain.
+    pub(crate) head: Head,
     pub(crate) spares: Vec<Prepared<FolderFile>>,
 }
 
@@ -62,6 +65,8 @@ pub(crate) struct Drive {
     pub(crate) on_failure: Arc<FailurePolicy>,
     pub(crate) spin: Duration,
     pub(crate) slice: Option<Duration>,
+    /// Where heads are asked for.
+    pub(crate) desk: Option<Arc<Desk>>,
 }
 
 /// The commit path that calibration chose, made on the thread that will use it.
@@ -204,6 +209,11 @@ fn on_glommio<T: Send + 'static>(
     Ok(Spawned { handle, refused })
 }
 
+/// Spawns the thread that makes checkpoints. It is pinned nowhere: the drivers have taken the last cores.
+pub(crate) fn spawn_notary(notary: Notary) -> std::io::Result<JoinHandle<Vec<String>>> {
+    std::thread::Builder::new().name("hanaper-notary".to_owned()).spawn(move || notary.run())
+}
+
 /// Refuses producers when the thread is over, also by a panic: nobody waits for ever.
 struct Guard(Vec<ShardPort>);
 
@@ -227,6 +237,7 @@ fn end<I: Io<Disk = Folder>>(shards: &mut [Shard<I>], slots: &[usize]) -> Vec<En
         slot,
         failure: shard.failure(),
         chain: shard.chain(),
+        head: shard.head(),
         spares: shard.take_spares(),
     };
     shards.iter_mut().zip(slots).map(ended).collect()
@@ -280,6 +291,7 @@ fn run<I: Io<Disk = Folder>>(
         }
         let Ok(reaped) = step(io, Wait::No, shards, slots, &mut done) else { return end(shards, slots) };
         shards.iter_mut().for_each(Shard::wake_waiters);
+        give_heads(shards, slots, drive);
         if busy || reaped {
             idle_since = drive.clock.now();
             continue;
@@ -291,6 +303,7 @@ fn run<I: Io<Disk = Folder>>(
         drive.wake.prepare_sleep();
         let nothing = !shards.iter_mut().any(Shard::has_work)
             && !drive.orders.abandon.load(Ordering::Acquire)
+            && !head_is_wanted(slots, drive)
             && (!drive.orders.close.load(Ordering::Acquire) || io.in_flight() > 0 || closing_waits(shards));
         if nothing {
             let now = drive.clock.now();
@@ -303,6 +316,20 @@ fn run<I: Io<Disk = Folder>>(
         drive.wake.awake();
         idle_since = drive.clock.now();
     }
+}
+
+/// Gives the heads that are asked for.
+fn give_heads<I: Io>(shards: &mut [Shard<I>], slots: &[usize], drive: &Drive) {
+    let Some(desk) = &drive.desk else { return };
+    for (shard, &slot) in shards.iter_mut().zip(slots) {
+        if desk.is_wanted(slot) {
+            desk.give(slot, shard.head());
+        }
+    }
+}
+
+fn head_is_wanted(slots: &[usize], drive: &Drive) -> bool {
+    drive.desk.as_ref().is_some_and(|desk| slots.iter().any(|&slot| desk.is_wanted(slot)))
 }
 
 /// Whether closing has been seen by every shard, so that only the disk or a segment is waited for.

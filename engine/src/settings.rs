@@ -23,6 +23,8 @@ enum Shape {
     Word(&'static [&'static str]),
     /// `true` or `false`.
     Switch,
+    /// Any text without control characters; `auto` leaves it to the engine.
+    Text,
 }
 
 /// Which numbers of bytes will do.
@@ -76,7 +78,7 @@ impl Key {
         match self.shape {
             Shape::Word(words) => words,
             Shape::Switch => &["true", "false"],
-            Shape::Count { .. } | Shape::Bytes { .. } => &[],
+            Shape::Count { .. } | Shape::Bytes { .. } | Shape::Text => &[],
         }
     }
 }
@@ -166,15 +168,40 @@ pub const KEYS: &[Key] = &[
         shape: Shape::Switch,
         about: "time the commit paths at open, for some milliseconds, and take the fastest",
     },
+    Key {
+        name: "checkpoints",
+        default: "true",
+        shape: Shape::Switch,
+        about: "sign, once a second while there is something new, what is durable",
+    },
+    Key {
+        name: "checkpoint_every_ms",
+        default: "1000",
+        shape: Shape::Count { min: 1, max: 600_000, auto: false },
+        about: "the least time between two checkpoints",
+    },
+    Key {
+        name: "state",
+        default: "auto",
+        shape: Shape::Text,
+        about: "folder of the keys that sign, outside the log; auto: ~/.local/state/hanaper",
+    },
+    Key {
+        name: "origin",
+        default: "auto",
+        shape: Shape::Text,
+        about: "name that a new log signs under; auto: hanaper.local/HOST/ID",
+    },
 ];
 
 /// A parsed value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Value {
     Auto,
     Number(u64),
     Word(&'static str),
     Switch(bool),
+    Text(String),
 }
 
 impl fmt::Display for Value {
@@ -185,6 +212,7 @@ impl fmt::Display for Value {
             Value::Number(n) => write!(f, "{n}"),
             Value::Word(w) => write!(f, "\"{w}\""),
             Value::Switch(b) => write!(f, "{b}"),
+            Value::Text(text) => write!(f, "{text:?}"),
         }
     }
 }
@@ -390,11 +418,11 @@ impl Settings {
 
     /// Every setting with its value and origin.
     pub fn all(&self) -> impl Iterator<Item = (&'static Key, Value, &Origin)> {
-        KEYS.iter().zip(&self.values).map(|(key, (value, origin))| (key, *value, origin))
+        KEYS.iter().zip(&self.values).map(|(key, (value, origin))| (key, value.clone(), origin))
     }
 
     fn value(&self, name: &str) -> Value {
-        self.values[index_of(name).expect("a setting's name")].0
+        self.values[index_of(name).expect("a setting's name")].0.clone()
     }
 
     fn number(&self, name: &str) -> u64 {
@@ -457,6 +485,19 @@ impl Settings {
     }
 
     /// `pin` or `calibrate`.
+    /// `state` or `origin`; nothing leaves it to the engine.
+    pub fn text(&self, name: &str) -> Option<String> {
+        match self.value(name) {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The least time between two checkpoints.
+    pub fn checkpoint_every(&self) -> Duration {
+        Duration::from_millis(self.number("checkpoint_every_ms"))
+    }
+
     pub fn switch(&self, name: &str) -> bool {
         self.value(name) == Value::Switch(true)
     }
@@ -563,6 +604,11 @@ fn parse(key: &Key, text: &str) -> Result<Value, String> {
             "false" => Ok(Value::Switch(false)),
             _ => Err("it must be true or false".to_owned()),
         },
+        Shape::Text if text == "auto" => Ok(Value::Auto),
+        Shape::Text if text.is_empty() || text.chars().any(char::is_control) => {
+            Err("it must be a text, or auto".to_owned())
+        }
+        Shape::Text => Ok(Value::Text(text.to_owned())),
     }
 }
 

@@ -8,6 +8,7 @@ const SEGMENT_BYTES: u64 = 1 << 20;
 
 fn builder(folder: &std::path::Path, driver: Driver, backend: Backend) -> Builder {
     Log::builder(folder)
+        .state(concat!(env!("CARGO_TARGET_TMPDIR"), "/state"))
         .shards(2)
         .segment_bytes(SEGMENT_BYTES)
         .driver(driver)

@@ -27,6 +27,7 @@ fn works_without(what: &str, take: fn()) {
     take();
     let temporary = tempfile::tempdir().unwrap();
     let log = Log::builder(temporary.path().join("log"))
+        .state(concat!(env!("CARGO_TARGET_TMPDIR"), "/state"))
         .shards(2)
         .segment_bytes(1 << 20)
         .driver(Driver::Glommio)

@@ -10,7 +10,12 @@ use hanaper::{
 
 fn builder(folder: &std::path::Path) -> hanaper::Builder {
     // Small segments, so that rotation is part of every test; no calibration, so that opening is quick.
-    Log::builder(folder).segment_bytes(1 << 20).lane_bytes(64 << 10).calibrate(false).pin(false)
+    Log::builder(folder)
+        .state(concat!(env!("CARGO_TARGET_TMPDIR"), "/state"))
+        .segment_bytes(1 << 20)
+        .lane_bytes(64 << 10)
+        .calibrate(false)
+        .pin(false)
 }
 
 fn append(producer: &mut Producer, key: &[u8], payload: &[u8]) -> Ticket {

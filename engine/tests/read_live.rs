@@ -11,7 +11,12 @@ use hanaper_shards::manifest::hex;
 use hanaper_shards::segment::paths;
 
 fn builder(folder: &Path) -> hanaper::Builder {
-    Log::builder(folder).segment_bytes(1 << 20).lane_bytes(64 << 10).calibrate(false).pin(false)
+    Log::builder(folder)
+        .state(concat!(env!("CARGO_TARGET_TMPDIR"), "/state"))
+        .segment_bytes(1 << 20)
+        .lane_bytes(64 << 10)
+        .calibrate(false)
+        .pin(false)
 }
 
 fn append(producer: &mut Producer, key: &[u8], payload: &[u8]) -> Ticket {
@@ -237,7 +242,14 @@ fn a_fresh_log_passes() {
 fn readers_do_not_keep_an_owner_out() {
     let temporary = tempfile::tempdir().unwrap();
     let folder = temporary.path().join("log");
-    let open = || hanaper::Log::builder(&folder).segment_bytes(1 << 20).calibrate(false).pin(false).open();
+    let open = || {
+        hanaper::Log::builder(&folder)
+            .state(concat!(env!("CARGO_TARGET_TMPDIR"), "/state"))
+            .segment_bytes(1 << 20)
+            .calibrate(false)
+            .pin(false)
+            .open()
+    };
     open().unwrap().close().unwrap();
     let over = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {

@@ -227,6 +227,7 @@ fn a_loss_at_the_edge_of_what_is_durable_lets_the_log_go_on() {
     recover::write(hand.path(), Mode::Conservative).unwrap();
     for opening in 1..4u64 {
         let log = hanaper::Log::builder(hand.path())
+            .state(hand.beside("state"))
             .segment_bytes(1 << 20)
             .lane_bytes(64 << 10)
             .calibrate(false)

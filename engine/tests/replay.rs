@@ -6,7 +6,12 @@ use hanaper::read::{Kind, Reader, Select};
 use hanaper::{AppendError, Log, Producer, WaitFor};
 
 fn builder(folder: &std::path::Path) -> hanaper::Builder {
-    Log::builder(folder).segment_bytes(1 << 20).lane_bytes(64 << 10).calibrate(false).pin(false)
+    Log::builder(folder)
+        .state(concat!(env!("CARGO_TARGET_TMPDIR"), "/state"))
+        .segment_bytes(1 << 20)
+        .lane_bytes(64 << 10)
+        .calibrate(false)
+        .pin(false)
 }
 
 fn append(producer: &mut Producer, key: &[u8], payload: &[u8]) {

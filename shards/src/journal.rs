@@ -350,6 +350,13 @@ impl<D: Disk> Journal<D> {
         Ok(())
     }
 
+    /// Gives back the room that was allocated ahead: nothing is appended any more.
+    pub fn finish(self) -> Result<(), JournalError> {
+        let failed = |source| JournalError::Io { name: self.name.clone(), source };
+        self.disk.truncate(&self.file, self.end).map_err(failed)?;
+        self.disk.sync(&self.file).map_err(failed)
+    }
+
     /// Allocates room for later entries. A failure is no error yet: what is there suffices for now.
     fn reserve_ahead(&mut self) {
         if self.allocated.saturating_sub(self.end) < AHEAD_BYTES / 2 {

@@ -100,6 +100,8 @@ pub struct Expected {
     pub manifest: bool,
     /// Where its chain ended when the log was last closed.
     pub ended: Option<Chain>,
+    /// Where its chain stood, at least, when it was last named by a checkpoint.
+    pub named: Option<Chain>,
     /// Number of the last opening: no segment belongs to a later one.
     pub epoch: u64,
 }
@@ -239,6 +241,7 @@ impl LogState {
             manifest: generation < self.layout().generation || self.layout_opened,
             ended: self.ended.get(&shard).copied(),
             epoch: self.epoch,
+            named: None,
         }
     }
 

@@ -13,8 +13,11 @@
 //! empty; the size has no sign and no leading zeros and is below 2^64; the root is 32 bytes in padded, canonical
 //! base64; further lines, which another log may have, are not empty. So one checkpoint has one form.
 
+pub mod entry;
+pub mod epochs;
 pub mod keys;
 pub mod note;
+pub mod tlog;
 
 use base64ct::{Base64, Encoding};
 

@@ -93,6 +93,7 @@ pub fn run(global: &Global, args: ConfigArgs) -> Outcome {
                 Value::Number(n) => n.into(),
                 Value::Word(word) => word.into(),
                 Value::Switch(on) => on.into(),
+                Value::Text(text) => text.into(),
             };
             let (layer, origin) = (origin.layer(), origin.to_string());
             let in_log = other.filter(|_| key.name == "shards");

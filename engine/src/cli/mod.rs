@@ -191,6 +191,22 @@ struct SettingFlags {
     /// Time the commit paths at open and take the fastest
     #[arg(long, value_parser = Offered("calibrate"), value_name = "BOOL", hide_short_help = true)]
     calibrate: Option<String>,
+
+    /// Sign, once a second while there is something new, what is durable
+    #[arg(long, value_parser = Offered("checkpoints"), value_name = "BOOL")]
+    checkpoints: Option<String>,
+
+    /// The least time between two checkpoints
+    #[arg(long, allow_negative_numbers = true, value_name = "MILLISECONDS", hide_short_help = true)]
+    checkpoint_every_ms: Option<String>,
+
+    /// Folder of the keys that sign, outside the log
+    #[arg(long, value_name = "DIR", value_hint = clap::ValueHint::DirPath)]
+    state: Option<String>,
+
+    /// Name that a new log signs under, like a URL without its scheme
+    #[arg(long, value_name = "NAME", hide_short_help = true)]
+    origin: Option<String>,
 }
 
 impl SettingFlags {
@@ -210,6 +226,10 @@ impl SettingFlags {
             ("commits_in_flight_max", &self.commits_in_flight_max),
             ("pipeline_bytes", &self.pipeline_bytes),
             ("calibrate", &self.calibrate),
+            ("checkpoints", &self.checkpoints),
+            ("checkpoint_every_ms", &self.checkpoint_every_ms),
+            ("state", &self.state),
+            ("origin", &self.origin),
         ]
         .into_iter()
         .filter_map(|(name, text)| Some((name, text.as_deref()?)))
@@ -263,7 +283,15 @@ fn builder(log: &Path, settings: &Settings) -> Builder {
         .pin(settings.switch("pin"))
         .slice(settings.slice())
         .pipeline(settings.commits_in_flight_max(), settings.pipeline_bytes())
-        .calibrate(settings.switch("calibrate"));
+        .calibrate(settings.switch("calibrate"))
+        .checkpoints(settings.switch("checkpoints"))
+        .checkpoint_every(settings.checkpoint_every());
+    if let Some(state) = settings.text("state") {
+        builder = builder.state(state);
+    }
+    if let Some(origin) = settings.text("origin") {
+        builder = builder.origin(origin);
+    }
     if let Some(spin) = settings.spin() {
         builder = builder.spin(spin);
     }
@@ -341,7 +369,7 @@ fn known_variables() -> Result<(), Failure> {
 
 /// Names the first variable that nobody knows. One that is set to nothing counts as not set.
 fn unknown_variable(set: impl Iterator<Item = (OsString, OsString)>) -> Option<String> {
-    let mut known: Vec<String> = ["HANAPER_LOG", "HANAPER_CONFIG", "HANAPER_STATE"].map(str::to_owned).into();
+    let mut known: Vec<String> = ["HANAPER_LOG", "HANAPER_CONFIG"].map(str::to_owned).into();
     known.extend(KEYS.iter().map(|key| key.variable()));
     let name = set
         .filter(|(_, value)| !value.is_empty())

@@ -97,12 +97,25 @@ impl Folder {
     }
 }
 
+impl Folder {
+    /// Beside the log, as keys are never within one.
+    fn keys(&self) -> PathBuf {
+        self.path.with_extension("keys")
+    }
+}
+
 impl Drop for Folder {
     fn drop(&mut self) {
-        if !self.keep
-            && let Err(error) = fs::remove_dir_all(&self.path)
-        {
-            say(format!("{}: cannot be removed: {}", self.path.display(), plain(&error)));
+        if self.keep {
+            return;
+        }
+        for path in [self.path.clone(), self.keys()] {
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    say(format!("{}: cannot be removed: {}", path.display(), plain(&error)));
+                }
+                _ => {}
+            }
         }
     }
 }
@@ -146,9 +159,12 @@ pub fn run(global: &Global, args: TryArgs) -> Outcome {
         _ => format!("hanaper try: {input}, {}\n", size(source.bytes().unwrap_or(0))),
     })?;
 
-    let log = builder(&folder.path, &settings)
-        .open()
-        .map_err(|error| Failure::new(error.kind().into(), error.to_string()))?;
+    let mut builder = builder(&folder.path, &settings);
+    if !folder.keep && settings.text("state").is_none() {
+        // Keys of a log that nobody keeps.
+        builder = builder.state(folder.keys());
+    }
+    let log = builder.open().map_err(|error| Failure::new(error.kind().into(), error.to_string()))?;
     let shards = log.shards();
     tell.line(&format!(
         "append   into {}, {}, commits by {}",

@@ -283,6 +283,7 @@ fn files(
         }
         let ours = match parsed {
             Name::LogManifest | Name::Lock | Name::Calibrate => true,
+            Name::Epochs { .. } | Name::EpochsPrep { .. } | Name::Tlog => true,
             // Of a shard that came while this was read, or that `log.manifest` should know: that was said.
             Name::ShardManifest { .. } | Name::Prep { .. } | Name::Segment { .. } => true,
             Name::Ignored | Name::Stray => false,
@@ -345,8 +346,13 @@ pub(crate) fn taken_names(disk: &ReadOnly) -> Result<Vec<String>, ReadError> {
     for found in std::fs::read_dir(disk.path()).map_err(ReadError::io(&*folder))? {
         let found = found.map_err(ReadError::io(&*folder))?;
         let name = found.file_name().to_string_lossy().into_owned();
-        let ours = !matches!(paths::parse(&name), Name::Ignored | Name::Stray);
-        if ours && found.file_type().is_ok_and(|kind| !kind.is_file()) {
+        // The view of other people's tools is a folder, and nothing else may stand there.
+        let wrong = |kind: std::fs::FileType| match paths::parse(&name) {
+            Name::Ignored | Name::Stray => false,
+            Name::Tlog => !kind.is_dir(),
+            _ => !kind.is_file(),
+        };
+        if found.file_type().is_ok_and(wrong) {
             taken.push(name);
         }
     }

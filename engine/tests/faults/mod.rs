@@ -121,7 +121,12 @@ impl Scene {
 
 /// Small segments, so that rotation is part of everything; opened quickly.
 pub fn builder(log: &Path) -> Builder {
-    Log::builder(log).segment_bytes(1 << 20).lane_bytes(64 << 10).calibrate(false).pin(false)
+    Log::builder(log)
+        .state(concat!(env!("CARGO_TARGET_TMPDIR"), "/state"))
+        .segment_bytes(1 << 20)
+        .lane_bytes(64 << 10)
+        .calibrate(false)
+        .pin(false)
 }
 
 pub fn backend(name: &str) -> Backend {

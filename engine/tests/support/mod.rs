@@ -75,6 +75,7 @@ pub fn bare() -> Command {
             command.env_remove(name);
         }
     }
+    command.env("HANAPER_STATE", concat!(env!("CARGO_TARGET_TMPDIR"), "/state"));
     command.env("HANAPER_SEGMENT_BYTES", "4MiB").env("HANAPER_SHARDS", "2").stdin(Stdio::null());
     command
 }

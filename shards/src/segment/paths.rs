@@ -6,6 +6,9 @@
 //! shard-0000.manifest               what must exist of shard 0
 //! shard-0000-0000000000.segment     segment 0 of shard 0
 //! shard-0000-0000000001.prep        a segment that is being prepared
+//! epochs-0000000000.journal         epoch entries and notes of key period 0
+//! epochs-0000000000.prep            the same, being written anew in less space
+//! tlog                              a folder: what other people's tools read
 //! ```
 
 /// The log's own manifest.
@@ -14,6 +17,8 @@ pub const LOG_MANIFEST: &str = "log.manifest";
 pub const LOCK: &str = "lock";
 /// The file on which primitives are timed; it may be left by a kill, and is then used again.
 pub const CALIBRATE: &str = ".calibrate";
+/// The folder of tiles, entries and the latest checkpoint: derived, and not synced.
+pub const TLOG: &str = "tlog";
 /// Names that are nobody's business: settings, and what file systems put into their roots.
 pub const IGNORED: [&str; 2] = ["hanaper.toml", "lost+found"];
 
@@ -45,6 +50,18 @@ pub enum Name {
         /// The index that it will have.
         index: u64,
     },
+    /// The epochs of a key period.
+    Epochs {
+        /// Its number.
+        period: u64,
+    },
+    /// The epochs of a period in preparation.
+    EpochsPrep {
+        /// Its number.
+        period: u64,
+    },
+    /// `tlog`
+    Tlog,
     /// A name from [`IGNORED`].
     Ignored,
     /// Not ours.
@@ -66,16 +83,36 @@ pub fn prep(shard: u32, index: u64) -> String {
     format!("shard-{shard:04}-{index:010}.prep")
 }
 
+/// Name of the epochs of a key period.
+pub fn epochs(period: u64) -> String {
+    format!("epochs-{period:010}.journal")
+}
+
+/// Name of the epochs of a key period in preparation.
+pub fn epochs_prep(period: u64) -> String {
+    format!("epochs-{period:010}.prep")
+}
+
 /// Reads a name. Only the spelling that the functions above produce is ours.
 pub fn parse(name: &str) -> Name {
     match name {
         LOG_MANIFEST => return Name::LogManifest,
         LOCK => return Name::Lock,
         CALIBRATE => return Name::Calibrate,
+        TLOG => return Name::Tlog,
         _ if IGNORED.contains(&name) => return Name::Ignored,
         _ => {}
     }
     let ours = || {
+        if let Some(rest) = name.strip_prefix("epochs-") {
+            let (period, ending) = rest.split_once('.')?;
+            let period: u64 = period.parse().ok()?;
+            return match ending {
+                "journal" => Some(Name::Epochs { period }),
+                "prep" => Some(Name::EpochsPrep { period }),
+                _ => None,
+            };
+        }
         let (shard, rest) = name.strip_prefix("shard-")?.split_at_checked(4)?;
         let shard: u32 = shard.parse().ok()?;
         if rest == ".manifest" {
@@ -94,6 +131,8 @@ pub fn parse(name: &str) -> Name {
         Name::ShardManifest { shard } => shard_manifest(shard),
         Name::Segment { shard, index } => segment(shard, index),
         Name::Prep { shard, index } => prep(shard, index),
+        Name::Epochs { period } => epochs(period),
+        Name::EpochsPrep { period } => epochs_prep(period),
         _ => return Name::Stray,
     };
     if canonical == name { parsed } else { Name::Stray }
@@ -107,6 +146,9 @@ mod tests {
     fn names_are_read_as_they_are_written() {
         assert_eq!(parse(&segment(3, 12)), Name::Segment { shard: 3, index: 12 });
         assert_eq!(parse(&prep(0, u64::MAX)), Name::Prep { shard: 0, index: u64::MAX });
+        assert_eq!(parse(&epochs(7)), Name::Epochs { period: 7 });
+        assert_eq!(parse(&epochs_prep(u64::MAX)), Name::EpochsPrep { period: u64::MAX });
+        assert_eq!(parse("epochs-7.journal"), Name::Stray);
         assert_eq!(parse(&shard_manifest(9999)), Name::ShardManifest { shard: 9999 });
         for stray in [
             "shard-0.manifest",

@@ -407,6 +407,7 @@ impl<I: Io> Shard<I> {
             tree,
         };
         Published::add(&self.published.rotations, 1);
+        self.segment = header.index;
         let room = (spare.bytes / u64::from(self.config.block_bytes)).min(4096) as usize;
         self.active = Some(Active {
             file: spare.file,

@@ -73,6 +73,8 @@ pub struct Head {
     pub tree: Frontier,
     /// Least and greatest log time of the records that became durable since the head before this one.
     pub times: Option<(u64, u64)>,
+    /// Index of the segment that is written to, or that was last.
+    pub segment: u64,
 }
 
 /// The longest commit in bytes, unless it is one single record.
@@ -220,6 +222,8 @@ pub struct Shard<I: Io> {
     fresh: Vec<Digest>,
     /// Least and greatest log time of what became durable since the last [`Shard::head`].
     head_times: Option<(u64, u64)>,
+    /// Index of the segment that is written to, or that was last.
+    segment: u64,
     /// Whether a batch that holds records is not yet covered by a later `durable`.
     unstamped: bool,
     last_traffic: u64,
@@ -284,6 +288,12 @@ impl<I: Io> Shard<I> {
             tree: start.tree,
             fresh: Vec::with_capacity(FRESH_MAX),
             head_times: None,
+            segment: start
+                .active
+                .as_ref()
+                .map(|a| a.header.index)
+                .or(start.predecessor.map(|p| p.index))
+                .unwrap_or(0),
             chain: start.chain,
             // What recovery carried forward is durable, but no header on disk says so yet.
             unstamped: start.recovered.is_some(),
@@ -519,7 +529,8 @@ impl<I: Io> Shard<I> {
     /// Where the durable part of its chain stands, and what became of it since the last call.
     pub fn head(&mut self) -> Head {
         self.grow_tree();
-        Head { chain: self.durable, tree: self.tree.clone(), times: self.head_times.take() }
+        let (times, segment) = (self.head_times.take(), self.segment);
+        Head { chain: self.durable, tree: self.tree.clone(), times, segment }
     }
 
     /// The disk broke its word: nothing is acknowledged from here on, whatever it says later.

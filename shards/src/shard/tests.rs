@@ -19,7 +19,7 @@ const PLACE: Place = Place { log: [7; 16], generation: 0, shard: 0 };
 
 /// A shard that has one segment, and gets no other.
 fn shard_with_one_segment(disk: &SimDisk) -> Shard<SimIo> {
-    let expected = Expected { manifest: false, ended: None, epoch: 1 };
+    let expected = Expected { manifest: false, ended: None, named: None, epoch: 1 };
     let mut opening = Opening::begin(disk, PLACE, expected, [1; 16]).unwrap();
     assert!(opening.lock().unwrap());
     let begin = Begin { incarnation: [2; 16], epoch: 1, wall_ns: 0, first_segment_bytes: SEGMENT_BYTES };

@@ -175,24 +175,28 @@ pub fn compare<D: Disk>(
         let place = paths::LOG_MANIFEST.to_owned();
         examined.damage.push(Damage { verdict: "STALE-MANIFEST", place, meaning, loss: None });
     }
-    let Some(ended) = expected.ended else { return Ok(()) };
-    let Some(last) = ended.number.checked_sub(1) else { return Ok(()) };
-    let meaning = if examined.chain.number <= last {
-        format!(
-            "its chain ends before batch {} (record {}), and the log was closed with batches up to {} (record {}): older copies of its files stand in their place",
-            examined.chain.number, examined.chain.seq, ended.number, ended.seq
-        )
-    } else {
-        match digest_of(disk, place, manifest, examined, last)? {
-            Some(digest) if digest != ended.previous => {
-                format!("its batch {last} is not the one that the log was closed with")
+    for (what, least) in [("the log was closed with", expected.ended), ("a checkpoint names", expected.named)]
+    {
+        let Some(least) = least else { continue };
+        let Some(last) = least.number.checked_sub(1) else { continue };
+        let meaning = if examined.chain.number <= last {
+            format!(
+                "its chain ends before batch {} (record {}), and {what} batches up to {} (record {}): older copies of its files stand in their place, or the newest are gone",
+                examined.chain.number, examined.chain.seq, least.number, least.seq
+            )
+        } else {
+            match digest_of(disk, place, manifest, examined, last)? {
+                Some(digest) if digest != least.previous => {
+                    format!("its batch {last} is not the one that {what}")
+                }
+                // `None` is on record as lost, or damage that whoever reads it will meet.
+                _ => continue,
             }
-            // `None` is on record as lost, or damage that whoever reads it will meet.
-            _ => return Ok(()),
-        }
-    };
-    let place = format!("shard {}", place.shard);
-    examined.damage.push(Damage { verdict: "ROLLED-BACK", place, meaning, loss: None });
+        };
+        let place = format!("shard {}", place.shard);
+        examined.damage.push(Damage { verdict: "ROLLED-BACK", place, meaning, loss: None });
+        break;
+    }
     Ok(())
 }
 

@@ -71,6 +71,17 @@ pub struct Start<F> {
     pub log_time_max: u64,
     /// What was recovered, if the log was not closed cleanly.
     pub recovered: Option<Recovered>,
+    /// What it cut off: it stays where it is, and does not count.
+    pub cut: Vec<Cut>,
+}
+
+/// Bytes of a segment that a recovery cut off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// Index of the segment.
+    pub segment: u64,
+    /// Where they stand.
+    pub bytes: std::ops::Range<u64>,
 }
 
 /// What a recovery did, for the control record and for people.
@@ -159,6 +170,7 @@ pub fn recover<D: Disk>(
         next_index: examined.next_index,
         log_time_max: examined.log_time_max,
         recovered: None,
+        cut: Vec::new(),
     };
     let mut spares = Vec::new();
     for unused in &examined.unused {
@@ -408,6 +420,9 @@ fn settle_predecessors<D: Disk>(
         }
         let last = kept.last().expect("not empty");
         let end = last.end(segment.header.block_bytes);
+        if segment.nonblank_end > end {
+            start.cut.push(Cut { segment: segment.index, bytes: end..segment.nonblank_end });
+        }
         start.to_seal.push(SealJob {
             header: segment.header.clone(),
             batches: kept.to_vec(),
@@ -424,6 +439,7 @@ fn settle_predecessors<D: Disk>(
         let name = paths::segment(place.shard, index);
         let file = disk.open(&name, Access::Write).map_err(failed(name.clone()))?;
         disk.truncate(&file, nonblank_end).map_err(failed(name))?;
+        start.cut.push(Cut { segment: index, bytes: 0..nonblank_end });
         manifest.append(&[ShardLine::Void { index, reason: reason.to_owned() }])?;
     }
     Ok(())

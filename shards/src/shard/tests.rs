@@ -23,7 +23,8 @@ fn shard_with_one_segment(disk: &SimDisk) -> Shard<SimIo> {
     let mut opening = Opening::begin(disk, PLACE, expected, [1; 16]).unwrap();
     assert!(opening.lock().unwrap());
     let begin = Begin { incarnation: [2; 16], epoch: 1, wall_ns: 0, first_segment_bytes: SEGMENT_BYTES };
-    let opened = opening.look().unwrap().recover(begin).unwrap();
+    let entries = disk.list().unwrap();
+    let opened = opening.look(&entries).unwrap().recover(begin).unwrap();
     let config = Config {
         place: PLACE,
         block_bytes: disk.block_bytes(),

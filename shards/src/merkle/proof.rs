@@ -20,7 +20,7 @@ pub enum ProofFault {
 }
 
 /// The nodes of the proof that leaf `index` is in the tree of `size` leaves. A step may need several
-/// nodes: the root of a tree that is not perfect is [`join`]ed from its perfect trees.
+/// nodes: the root of a tree that is not perfect is joined from its perfect trees.
 pub fn inclusion_nodes(index: u64, size: u64) -> Option<Vec<Vec<Node>>> {
     (index < size).then(|| {
         let mut steps = Vec::new();

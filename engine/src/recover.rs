@@ -323,7 +323,7 @@ fn look_at(disk: &ReadOnly, place: Place, log: &LogState) -> Result<Found, ReadE
 
 fn check(disk: &ReadOnly, view: &View) -> Result<Vec<Damage>, ReadError> {
     let mut ignore = |_| {};
-    let mut check = ShardCheck::new(disk, ShardAcks::default(), &mut ignore);
+    let mut check = ShardCheck::new(disk, ShardAcks::default(), None, &mut ignore);
     check.run(view)?;
     Ok(check.failed)
 }

@@ -61,6 +61,8 @@ fn no_false_alarm_over_a_log_that_rotates() {
                 }
                 n
             });
+            // Also when a look panics: the scope waits for the writer.
+            let _stops = StopsOnDrop(&stop);
             while looks < 8 || durable.load(Ordering::Acquire) < 15_000 {
                 let (report, findings) = check(folder.path());
                 let bad: Vec<_> = findings.iter().filter(|f| f.fails).collect();
@@ -128,7 +130,7 @@ fn an_eventful_life_passes() {
         let file = folder.path().with_extension("acks");
         std::fs::write(&file, &acks).unwrap();
         let mut findings = Vec::new();
-        let options = VerifyOptions { acks: Some(file.clone()), progress: None };
+        let options = VerifyOptions { acks: Some(file.clone()), ..VerifyOptions::default() };
         let report = verify(folder.path(), &options, &mut |f| findings.push(f)).unwrap();
         std::fs::remove_file(file).unwrap();
         let bad: Vec<_> = findings.iter().filter(|f| f.fails).collect();
@@ -269,4 +271,13 @@ fn readers_do_not_keep_an_owner_out() {
         over.store(true, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(refused, None);
     });
+}
+
+/// Ends a writer whose reader is over, however that ended.
+struct StopsOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopsOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }

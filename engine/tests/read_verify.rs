@@ -19,7 +19,7 @@ fn check(path: &Path) -> (Report, Vec<Finding>) {
 
 fn check_with(path: &Path, acks: Option<&Path>) -> (Report, Vec<Finding>) {
     let mut findings = Vec::new();
-    let options = VerifyOptions { acks: acks.map(Into::into), progress: None };
+    let options = VerifyOptions { acks: acks.map(Into::into), ..VerifyOptions::default() };
     let report = verify(path, &options, &mut |finding| findings.push(finding)).unwrap();
     assert_eq!(report.failures, findings.iter().filter(|f| f.fails).count() as u64);
     (report, findings)
@@ -421,7 +421,12 @@ fn progress_comes_to_its_end() {
             assert!(last.get().0 <= done && done <= total);
             last.set((done, total));
         };
-        verify(hand.path(), &VerifyOptions { acks: None, progress: Some(&progress) }, &mut |_| {}).unwrap();
+        verify(
+            hand.path(),
+            &VerifyOptions { progress: Some(&progress), ..VerifyOptions::default() },
+            &mut |_| {},
+        )
+        .unwrap();
         let (done, total) = last.get();
         assert!(total > 0 && done == total, "{done} of {total}");
     }

@@ -13,6 +13,7 @@ mod man;
 mod numbers;
 mod progress;
 mod recover;
+mod remember;
 mod replay;
 mod signals;
 mod space;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use hanaper::read::evidence::Anchors;
 use hanaper::read::{OwnedRecord, ReadError, Reader, Select};
 use serde::Serialize;
 
@@ -202,7 +203,7 @@ pub fn run(global: &Global, args: TryArgs) -> Outcome {
 
     let started = Instant::now();
     let mut findings = Vec::new();
-    let report = verify::check(&folder.path, None, &mut |finding| {
+    let report = verify::check(&folder.path, None, Anchors::default(), &mut |finding| {
         findings.push(format!("{} {}: {}", finding.verdict, finding.place, verify::meaning(&finding)));
     })?;
     for finding in &findings {

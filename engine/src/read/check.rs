@@ -22,6 +22,7 @@ use hanaper_shards::wal::table::{Action, By};
 use super::acks::{Missing, ShardAcks};
 use super::batch::{Fault, open, records};
 use super::disk::ReadOnly;
+use super::evidence::{Claim, Claims};
 use super::verify::{Finding, Report};
 use super::view::View;
 use crate::error::ReadError;
@@ -46,6 +47,12 @@ pub(crate) struct ShardCheck<'a> {
     tree: Option<Frontier>,
     /// The tree that the segment's header names, until the batches are there.
     named: Option<Frontier>,
+    /// What the epochs say of it.
+    claims: Option<Claims>,
+    /// Entries whose tree could not be computed, since batches before are lost.
+    uncomputed: u64,
+    /// Batches and records that the newest entry covers.
+    covered: (u64, u64),
 }
 
 /// What a check says while it runs.
@@ -67,7 +74,12 @@ struct Position {
 }
 
 impl<'a> ShardCheck<'a> {
-    pub(crate) fn new(disk: &'a ReadOnly, acks: ShardAcks, tell: &'a mut dyn FnMut(Told)) -> ShardCheck<'a> {
+    pub(crate) fn new(
+        disk: &'a ReadOnly,
+        acks: ShardAcks,
+        claims: Option<Claims>,
+        tell: &'a mut dyn FnMut(Told),
+    ) -> ShardCheck<'a> {
         ShardCheck {
             disk,
             acks,
@@ -77,6 +89,9 @@ impl<'a> ShardCheck<'a> {
             ended: None,
             tree: Some(Frontier::new()),
             named: None,
+            claims,
+            uncomputed: 0,
+            covered: (0, 0),
         }
     }
 
@@ -122,6 +137,7 @@ impl<'a> ShardCheck<'a> {
             self.sealed(view, index, sealed, &mut at)?;
         }
         self.unsealed(view, &at)?;
+        self.unclaimed(place.shard, &view.examined.chain);
         self.beside(view)?;
         let mut lost = Vec::new();
         self.acks.finish(&mut |m| lost.push(m));
@@ -429,6 +445,52 @@ impl<'a> ShardCheck<'a> {
         if let Some(tree) = &mut self.tree {
             tree.push(merkle::leaf(&entry.digest));
         }
+        while let Some(claim) = self.claims.as_mut().and_then(|claims| claims.next_up_to(entry.number + 1)) {
+            self.claimed(name, entry, &claim);
+        }
+    }
+
+    /// Compares what an epoch says of the shard with its batches up to this one.
+    fn claimed(&mut self, name: &str, entry: &IndexEntry, claim: &Claim) {
+        let Some(tree) = self.tree.as_ref().filter(|tree| tree.size() == claim.size) else {
+            // Of none there is nothing to say; of what is lost it was said.
+            self.uncomputed += u64::from(claim.size > 0);
+            return;
+        };
+        if (tree.root(), entry.end_seq(), entry.digest) != (claim.root, claim.seqs, claim.head) {
+            let place = format!("{name} batch {}", entry.number);
+            let meaning =
+                format!("epoch {} names another tree of the shard's batches up to here", claim.epoch);
+            self.say("SHARD-ROOT", place, meaning, true);
+        }
+        self.covered = (claim.size, claim.seqs);
+    }
+
+    /// What the epochs name, and is not there.
+    fn unclaimed(&mut self, shard: u32, end: &Chain) {
+        let known = end.number;
+        self.report.beyond_batches = known.saturating_sub(self.covered.0);
+        self.report.beyond_records = end.seq.saturating_sub(self.covered.1);
+        let mut gone: Option<Claim> = None;
+        while let Some(claim) = self.claims.as_mut().and_then(|claims| claims.next_up_to(u64::MAX)) {
+            if claim.size > known {
+                gone = Some(claim);
+            } else {
+                self.uncomputed += u64::from(claim.size > 0);
+            }
+        }
+        if let Some(claim) = gone {
+            let place = format!("shard {shard} {}", words::span("batch", &(known..claim.size)));
+            let meaning = format!("epoch {} names them, and they are not in the log", claim.epoch);
+            self.say("MISSING", place, meaning, true);
+        }
+        if self.uncomputed > 0 {
+            let meaning = format!(
+                "{} entries name trees that cannot be computed, since batches before are lost or damaged",
+                self.uncomputed
+            );
+            self.say("UNCOMPUTED", format!("shard {shard}"), meaning, false);
+        }
     }
 
     /// Compares the tree before this batch with the one that the segment's header names, if it names that one.
@@ -581,6 +643,8 @@ impl<'a> ShardCheck<'a> {
                     self.acks.see(entry.first_seq, entry.end_seq(), &entry.digest, &mut |m| lost.push(m));
                 }
                 self.missing(place.shard, &lost);
+                // What an epoch names is durable, whatever the stamps say.
+                above.iter().for_each(|entry| self.grow_tree(&name, entry));
             }
             self.report.segments += 1;
             self.report.bytes += segment.end;

@@ -21,6 +21,7 @@ pub(crate) mod acks;
 pub(crate) mod batch;
 pub(crate) mod check;
 pub(crate) mod disk;
+pub mod evidence;
 pub mod inspect;
 pub(crate) mod promise;
 pub mod replay;

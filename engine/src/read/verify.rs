@@ -25,6 +25,7 @@ use hanaper_shards::wal::chain::Place;
 use super::acks::{self, ShardAcks};
 use super::check::{ShardCheck, Told};
 use super::disk::ReadOnly;
+use super::evidence::{self, Anchors, Claims, Evidence};
 use super::view::{self, View};
 use crate::error::{ErrorKind, ReadError};
 use crate::words;
@@ -34,6 +35,8 @@ use crate::words;
 pub struct VerifyOptions<'a> {
     /// A file of acknowledgements that somebody kept (`-` is standard input): each must be found as it was given.
     pub acks: Option<PathBuf>,
+    /// A public key and checkpoints that come from elsewhere.
+    pub anchors: Anchors<'a>,
     /// Told from time to time how many bytes are done, and of how many.
     pub progress: Option<&'a dyn Fn(u64, u64)>,
 }
@@ -78,6 +81,12 @@ pub struct Report {
     pub unstamped_batches: u64,
     /// Somebody was writing to it.
     pub live: bool,
+    /// Batches behind what the newest epoch entry names.
+    pub beyond_batches: u64,
+    /// Records behind that.
+    pub beyond_records: u64,
+    /// What the log says of itself, as far as it is right.
+    pub evidence: Evidence,
 }
 
 impl Report {
@@ -90,6 +99,8 @@ impl Report {
         self.failures += shard.failures;
         self.losses += shard.losses;
         self.unstamped_batches += shard.unstamped_batches;
+        self.beyond_batches += shard.beyond_batches;
+        self.beyond_records += shard.beyond_records;
         self.live |= shard.live;
     }
 }
@@ -145,6 +156,11 @@ pub fn verify(
         say(&mut report, notes("FENCED", place, meaning));
     }
 
+    // Before the shards, so that all that it names was durable when those are looked at.
+    let mut told = Vec::new();
+    report.evidence = evidence::check(&disk, &log, &options.anchors, &mut |finding| told.push(finding))?;
+    told.into_iter().for_each(|finding| say(&mut report, finding));
+    report.bytes += report.evidence.bytes;
     let places: Vec<Place> = super::places(&log).collect();
     let mut shards = Vec::new();
     for place in &places {
@@ -202,7 +218,10 @@ pub fn verify(
 
     let jobs: Vec<Job> = shards
         .into_iter()
-        .map(|(place, view)| Job { acks: acks.remove(&place.shard).unwrap_or_default(), place, view })
+        .map(|(place, view)| {
+            let acks = acks.remove(&place.shard).unwrap_or_default();
+            Job { acks, place, view, entries: report.evidence.entries }
+        })
         .collect();
     for (shard, mut left) in acks {
         let mut runs = Vec::new();
@@ -373,6 +392,8 @@ struct Job {
     /// `None` if it has no manifest yet.
     view: Option<View>,
     acks: ShardAcks,
+    /// Entries that may speak of it.
+    entries: u64,
 }
 
 struct Done {
@@ -440,7 +461,8 @@ fn run(
 fn check(disk: &ReadOnly, job: Job, sender: &mpsc::SyncSender<Message>) -> Result<Done, ReadError> {
     // Whoever listens has gone only if he panicked; then nothing matters any more.
     let mut tell = |told| drop(sender.send(Message::Told(told)));
-    let mut check = ShardCheck::new(disk, job.acks, &mut tell);
+    let claims = Claims::new(disk, job.place.log, job.place.shard, job.entries)?;
+    let mut check = ShardCheck::new(disk, job.acks, Some(claims), &mut tell);
     match &job.view {
         Some(view) => check.run(view)?,
         None => check.without_manifest(job.place),

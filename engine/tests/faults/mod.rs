@@ -71,7 +71,7 @@ impl Scene {
         // Killed before the first acknowledgement there is nothing to hold against the log, which is refused.
         let any = std::fs::read(self.acks()).is_ok_and(|kept| kept.contains(&b'\n'));
         let acks = any.then(|| self.acks());
-        let options = VerifyOptions { acks, progress: None };
+        let options = VerifyOptions { acks, ..VerifyOptions::default() };
         let mut findings = Vec::new();
         let report = verify(self.log(), &options, &mut |f| findings.push(f)).unwrap();
         findings.retain(|f| f.fails);

@@ -255,6 +255,16 @@ pub enum OpenError {
         /// What about them.
         source: KeyError,
     },
+    /// This is an older copy of the log: going on would sign another history.
+    #[error(
+        "{path}: ROLLBACK: {what}; restore the newest copy, or begin another log in a new folder, since going on here would sign a second history"
+    )]
+    Rollback {
+        /// The log.
+        path: PathBuf,
+        /// What says so.
+        what: String,
+    },
     /// What it says of itself in its epochs cannot be read.
     #[error("{path}: {source}; restore the file from a copy")]
     Epochs {
@@ -294,6 +304,7 @@ impl OpenError {
             }
             OpenError::Damaged { .. } | OpenError::ManifestGone(_) => ErrorKind::Integrity,
             OpenError::Keys { source, .. } => source.kind(),
+            OpenError::Rollback { .. } => ErrorKind::Refused,
             OpenError::Epochs { source, .. } => match source {
                 EpochsError::Journal(JournalError::Io { .. }) => ErrorKind::Io,
                 EpochsError::Journal(JournalError::Unknown { .. }) => ErrorKind::Refused,

@@ -28,8 +28,9 @@ use sha2::{Digest, Sha256};
 
 use crate::builder::Builder;
 use crate::checkpoint::entry::{ClockSource, Event, ShardLine, Time};
-use crate::checkpoint::epochs::{self, Entered, Epochs, EpochsError};
+use crate::checkpoint::epochs::{self, Entered, Epochs, EpochsError, Period};
 use crate::checkpoint::keys::{self, KeyError, Keyring};
+use crate::checkpoint::newest;
 use crate::checkpoint::note::{Note, NoteFault, SigningKey};
 use crate::checkpoint::tlog::{TlogError, TlogView};
 use crate::coordinator::Coordinator;
@@ -196,7 +197,31 @@ pub(crate) fn begin(
         }
         other => other,
     };
-    Ok((keys.map_err(failed)?, named))
+    let keys = keys.map_err(failed)?;
+    match has_gone_back(disk, log, &keys).map_err(failed)? {
+        Some(what) => Err(OpenError::Rollback { path: path.clone(), what }),
+        None => Ok((keys, named)),
+    }
+}
+
+/// Whether this machine has signed more of this log than is here.
+fn has_gone_back(disk: &Folder, log: LogId, keys: &Keyring) -> Result<Option<String>, KeyError> {
+    let Some(period) = last_period(disk, log) else { return Ok(None) };
+    let size = period.tree.size();
+    if let Some(newest) = newest::read(keys.folder()).filter(|newest| newest.size() > size) {
+        return Ok(Some(format!("it has {size} epoch entries, and {} were signed here", newest.size())));
+    }
+    // A key is erased when the next period has begun; and only the very first entry comes before its key.
+    if size > 0 && keys.period(period.number)?.is_none() {
+        return Ok(Some(format!("it ends in key period {}, whose key has been erased since", period.number)));
+    }
+    Ok(None)
+}
+
+/// The last period that can be read.
+fn last_period(disk: &Folder, log: LogId) -> Option<Period> {
+    let periods = epochs::periods(disk).ok()?;
+    periods.into_iter().rev().find_map(|period| epochs::read(disk, log, period).ok().flatten())
 }
 
 /// What the newest entry says of each live shard.
@@ -444,6 +469,13 @@ impl Notary {
                 return Err(error.into());
             }
         };
+        if let Err(error) = newest::write(self.c.keys.folder(), noted.note()) {
+            // It protects from an older copy only, and lags behind at worst.
+            self.notices.push(format!(
+                "{}: the newest checkpoint is not remembered: {error}",
+                self.c.keys.folder().display()
+            ));
+        }
         let wall_ns = epochs.last().map_or(0, |entry| entry.time.wall_ns);
         let covered = (0..self.c.published.len() as u32)
             .map(|slot| self.c.coordinator.named(self.c.first_shard + slot));

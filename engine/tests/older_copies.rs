@@ -19,18 +19,29 @@ fn builder(folder: &Path) -> hanaper::Builder {
 
 /// Opens the log, appends some records to both shards, and closes it.
 fn session(folder: &Path) {
-    let log = builder(folder).open().unwrap();
+    write(builder(folder));
+}
+
+/// The same without keys: what somebody can make of an older copy who has only that.
+fn unsigned_session(folder: &Path) {
+    write(builder(folder).checkpoints(false));
+}
+
+fn write(builder: hanaper::Builder) {
+    let log = builder.open().unwrap();
     let mut producer = log.producer().unwrap();
     for n in 0..40u32 {
         let ticket = producer.append(&n.to_le_bytes(), b"an event").unwrap();
         producer.wait(ticket, WaitFor::block()).unwrap();
     }
     drop(producer);
-    log.close().unwrap();
+    let closed = log.close().unwrap();
+    assert_eq!(closed.notices, [""; 0]);
 }
 
 fn reopen(folder: &Path) {
-    builder(folder).open().unwrap().close().unwrap();
+    let closed = builder(folder).open().unwrap().close().unwrap();
+    assert_eq!(closed.notices, [""; 0]);
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -117,7 +128,7 @@ fn an_older_shard() {
     roll_back(&s.log, &s.older, "shard-0001");
     is_refused(&s.log, "ROLLED-BACK");
     // With its newer files back all is well again.
-    session(&s.older);
+    unsigned_session(&s.older);
     assert_eq!(findings(&s.older), []);
 }
 
@@ -126,7 +137,7 @@ fn an_older_shard() {
 fn another_history_of_a_shard() {
     for sessions in [1, 2] {
         let s = scene();
-        (0..sessions).for_each(|_| session(&s.older));
+        (0..sessions).for_each(|_| unsigned_session(&s.older));
         // Their last opening is the same, or its number would tell.
         (1..sessions).for_each(|_| reopen(&s.log));
         roll_back(&s.log, &s.older, "shard-0001");
@@ -208,4 +219,37 @@ fn an_emptied_log_manifest() {
         assert_eq!(error.kind(), hanaper::ErrorKind::Integrity, "{error}");
         assert_eq!(names(&s.log), before);
     }
+}
+
+/// An older copy of all of it, opened where the newer one was signed: going on would sign a second history.
+#[test]
+fn an_older_copy_is_not_opened_where_newer_entries_were_signed() {
+    let s = scene();
+    let before = names(&s.older);
+    let error = builder(&s.older).open().map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("ROLLBACK"), "{error}");
+    assert_eq!((error.kind(), error.exit_code()), (hanaper::ErrorKind::Refused, 5));
+    assert_eq!(names(&s.older), before);
+    // A copy from within the same key period: the keys say nothing, what was signed does.
+    let temporary = tempfile::tempdir().unwrap();
+    let (log, copied) = (temporary.path().join("log"), temporary.path().join("copied"));
+    let open = || builder(&log).checkpoint_every(std::time::Duration::from_millis(1)).open().unwrap();
+    session(&log);
+    let running = open();
+    let mut producer = running.producer().unwrap();
+    let mut append = || {
+        let ticket = producer.append(b"key", b"event").unwrap();
+        let receipt = producer.wait(ticket, WaitFor::block()).unwrap();
+        assert!(running.wait_checkpointed(&receipt, std::time::Duration::from_secs(60)));
+    };
+    append();
+    copy(&log, &copied);
+    append();
+    drop(append);
+    drop(producer);
+    drop(running);
+    let error = builder(&copied).open().map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("ROLLBACK"), "{error}");
+    open().close().unwrap();
+    assert!(findings(&log).iter().all(|f| !f.fails));
 }

@@ -165,6 +165,11 @@ impl Keyring {
         Ok(Keyring { folder, identity })
     }
 
+    /// Where they stand.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The long-lived key. Its name is the log's origin.
     pub fn identity(&self) -> &SigningKey {
         &self.identity

@@ -16,6 +16,7 @@
 pub mod entry;
 pub mod epochs;
 pub mod keys;
+pub mod newest;
 pub mod note;
 pub mod tlog;
 

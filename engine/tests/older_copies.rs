@@ -245,7 +245,6 @@ fn an_older_copy_is_not_opened_where_newer_entries_were_signed() {
     append();
     copy(&log, &copied);
     append();
-    drop(append);
     drop(producer);
     drop(running);
     let error = builder(&copied).open().map(|_| ()).unwrap_err();

@@ -1,7 +1,7 @@
 //! Checks what the log says of itself: its epochs, their signatures, and that they follow from each other.
 //!
 //! All periods are read in order, one at a time, so memory does not grow with the log. What they say of the shards
-//! is compared when those are read ([`Claims`]). With a public key or a checkpoint from elsewhere the log is held
+//! is compared when those are read (`Claims`). With a public key or a checkpoint from elsewhere the log is held
 //! against that; without, it is consistent in itself and no more.
 
 use std::collections::{BTreeMap, VecDeque};

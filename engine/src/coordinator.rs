@@ -101,9 +101,10 @@ impl Coordinator {
         self.named.get(&shard).map_or(0, |line| line.size)
     }
 
-    /// When the next entry is due, on the clock that [`Coordinator::draft`] is told.
-    pub fn due(&self) -> Duration {
-        let after = if self.has_news() { self.every } else { HEARTBEAT };
+    /// When the next entry is due, on the clock that [`Coordinator::draft`] is told. `moved`: shards have gone on since
+    /// they gave their heads.
+    pub fn due(&self, moved: bool) -> Duration {
+        let after = if moved || self.has_news() { self.every } else { HEARTBEAT };
         self.last.map_or(Duration::ZERO, |last| last + after)
     }
 
@@ -197,7 +198,7 @@ mod tests {
     #[test]
     fn an_entry_says_what_is_new_and_says_it_once() {
         let mut c = coordinator();
-        assert_eq!(c.due(), Duration::ZERO);
+        assert_eq!(c.due(false), Duration::ZERO);
         c.head(0, &head(3, Some((5, 9))));
         c.head(0, &head(4, Some((2, 7))));
         c.say(Event::new("start"));
@@ -217,9 +218,10 @@ mod tests {
         assert_eq!(entry.events, []);
         c.entered();
         assert!(!c.has_news());
-        assert_eq!(c.due(), at(3) + HEARTBEAT);
+        assert_eq!(c.due(false), at(3) + HEARTBEAT);
+        assert_eq!(c.due(true), at(3) + EVERY);
         c.head(1, &head(2, None));
-        assert_eq!(c.due(), at(3) + EVERY);
+        assert_eq!(c.due(false), at(3) + EVERY);
     }
 
     #[test]

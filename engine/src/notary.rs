@@ -366,19 +366,21 @@ impl Notary {
             self.collect(true);
             self.change_period()?;
         }
-        if self.has_moved() {
+        if self.left() == Duration::ZERO {
             self.collect(false);
-        }
-        let now = self.began.elapsed();
-        if now >= self.c.coordinator.due() {
             self.epoch(false)?;
         }
         if self.viewed.is_none_or(|at| at.elapsed() >= VIEW_EVERY) {
             self.refresh_view()?;
         }
         // Whether there is something new is looked at once a tick.
-        let due = self.c.coordinator.due().saturating_sub(self.began.elapsed());
-        Ok(if self.has_moved() { due } else { due.min(self.c.every) })
+        Ok(self.left().min(self.c.every))
+    }
+
+    /// How long until an entry is due.
+    fn left(&self) -> Duration {
+        let moved = self.slots().any(|slot| self.is_behind(slot));
+        self.c.coordinator.due(moved).saturating_sub(self.began.elapsed())
     }
 
     /// The last entry of this opening.
@@ -556,10 +558,6 @@ impl Notary {
         };
         view.advance(&self.c.disk, evidence.size, &note)?;
         Ok(())
-    }
-
-    fn has_moved(&self) -> bool {
-        self.c.coordinator.has_news() || self.slots().any(|slot| self.is_behind(slot))
     }
 
     fn slots(&self) -> std::ops::Range<usize> {

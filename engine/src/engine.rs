@@ -130,7 +130,7 @@ impl Log {
         let clock_wall = Clock::start(0).anchor().wall_ns;
 
         let (keys, named) = match builder.checkpoints {
-            true => Some(notary::begin(&folder, &builder, state.log)?).unzip(),
+            true => Some(notary::begin(&folder, &builder, &state)?).unzip(),
             false => (None, None),
         };
         let looked = look_at(&folder, &path, &state, &layout, &named.clone().unwrap_or_default())?;
@@ -462,7 +462,7 @@ impl Log {
             return Err(CloseError::Stopped { shard, why });
         }
         let wall = Clock::start(0).anchor().wall_ns;
-        ended_lines.push(LogLine::Closed { epoch: self.epoch, wall });
+        ended_lines.push(LogLine::Closed { epoch: self.epoch, wall, epochs: self.board.read().size });
         append(&mut journal, &ended_lines).map_err(CloseError::Manifest)?;
         report.records = self.published.iter().map(|p| p.acknowledged.load(Ordering::Relaxed)).sum();
         Ok(report)

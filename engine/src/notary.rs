@@ -19,7 +19,7 @@ use hanaper_shards::batch::LogId;
 use hanaper_shards::clock::{Clock, SOURCE_SYNCHRONISED, SOURCE_SYSTEM};
 use hanaper_shards::io::disk::{Folder, FolderFile};
 use hanaper_shards::io::{Access, Disk};
-use hanaper_shards::manifest::{Fenced, hex};
+use hanaper_shards::manifest::{Fenced, LogState, hex};
 use hanaper_shards::segment::paths;
 use hanaper_shards::shard::{Head, Published};
 use hanaper_shards::wake::Wake;
@@ -180,34 +180,38 @@ pub(crate) struct Commission {
 pub(crate) fn begin(
     disk: &Folder,
     builder: &Builder,
-    log: LogId,
+    state: &LogState,
 ) -> Result<(Keyring, BTreeMap<u32, ShardLine>), OpenError> {
-    let path = &builder.path;
+    let (path, log) = (&builder.path, state.log);
     let failed = |source| OpenError::Keys { path: path.clone(), source };
     let named = named(disk, path, log)?;
-    let state = match &builder.state {
-        Some(state) => state.clone(),
+    let folder = match &builder.state {
+        Some(folder) => folder.clone(),
         None => keys::default_state().map_err(failed)?,
     };
     let has_epochs = epochs::periods(disk).is_ok_and(|periods| !periods.is_empty());
-    let keys = match Keyring::open(&state, &log) {
+    let keys = match Keyring::open(&folder, &log) {
         Err(KeyError::Missing { .. }) if !has_epochs => {
             let origin = builder.origin.clone().unwrap_or_else(|| keys::default_origin(&log));
-            Keyring::create(&state, &log, &origin)
+            Keyring::create(&folder, &log, &origin)
         }
         other => other,
     };
     let keys = keys.map_err(failed)?;
-    match has_gone_back(disk, log, &keys).map_err(failed)? {
+    match has_gone_back(disk, state, &keys).map_err(failed)? {
         Some(what) => Err(OpenError::Rollback { path: path.clone(), what }),
         None => Ok((keys, named)),
     }
 }
 
 /// Whether this machine has signed more of this log than is here.
-fn has_gone_back(disk: &Folder, log: LogId, keys: &Keyring) -> Result<Option<String>, KeyError> {
-    let Some(period) = last_period(disk, log) else { return Ok(None) };
-    let size = period.tree.size();
+fn has_gone_back(disk: &Folder, state: &LogState, keys: &Keyring) -> Result<Option<String>, KeyError> {
+    let period = last_period(disk, state.log);
+    let size = period.as_ref().map_or(0, |period| period.tree.size());
+    if size < state.epochs {
+        return Ok(Some(format!("it has {size} epoch entries, and was closed with {}", state.epochs)));
+    }
+    let Some(period) = period else { return Ok(None) };
     if let Some(newest) = newest::read(keys.folder()).filter(|newest| newest.size() > size) {
         return Ok(Some(format!("it has {size} epoch entries, and {} were signed here", newest.size())));
     }

@@ -84,7 +84,7 @@ fn only(verdict: &'static str) -> BTreeSet<&'static str> {
 
 /// The shard that has an event, and the event.
 fn event(s: &Scene, opening: u32) -> (u32, String) {
-    let text = format!("opening {opening} event 07: paid 100");
+    let text = format!("opening {opening} event 37: paid 100");
     let has = |shard: &u32| {
         let segments = Forger::new(&s.log).segments(*shard);
         segments.iter().any(|p| fs::read(p).unwrap().windows(text.len()).any(|w| w == text.as_bytes()))
@@ -275,7 +275,7 @@ fn cut_back(s: &Scene, openings: u64, note: &Note) -> Scene {
         fs::write(log.join(path.file_name().unwrap()), content).unwrap();
     }
     let forger = Forger::new(&log);
-    forger.cut_journal("log.manifest", |line| line.starts_with(&format!("opened epoch={} ", openings + 1)));
+    forger.cut_journal("log.manifest", |line| line.starts_with(&format!("closed epoch={openings} ")));
     for shard in forger.shards() {
         let last = forger.segments(shard).pop().unwrap();
         let index: u64 =

@@ -77,6 +77,8 @@ pub struct LogState {
     pub ended: BTreeMap<u32, Chain>,
     /// Shards that stopped in that opening, because their segment could not be written or synced.
     pub fenced: Vec<Fenced>,
+    /// Epoch entries with a note when it was last closed: so many there must be.
+    pub epochs: u64,
 }
 
 /// A segment that was given up after a failed write or sync.
@@ -115,7 +117,7 @@ pub enum LogLine {
     Opened { epoch: u64, pid: u32, wall: i64 },
     Fenced(Fenced),
     Ended { shard: u32, chain: Chain },
-    Closed { epoch: u64, wall: i64 },
+    Closed { epoch: u64, wall: i64, epochs: u64 },
 }
 
 impl LogLine {
@@ -142,7 +144,10 @@ impl LogLine {
                 chain.seq,
                 hex(&chain.previous)
             ),
-            LogLine::Closed { epoch, wall } => format!("closed epoch={epoch} wall={wall}"),
+            LogLine::Closed { epoch, wall, epochs: 0 } => format!("closed epoch={epoch} wall={wall}"),
+            LogLine::Closed { epoch, wall, epochs } => {
+                format!("closed epoch={epoch} wall={wall} epochs={epochs}")
+            }
         }
     }
 
@@ -190,7 +195,15 @@ impl LogLine {
                         previous: unhex(f.get("digest")?)?,
                     },
                 },
-                "closed" => LogLine::Closed { epoch: f.number("epoch")?, wall: f.number("wall")? },
+                "closed" => LogLine::Closed {
+                    epoch: f.number("epoch")?,
+                    wall: f.number("wall")?,
+                    // None were made, or by a program that made none.
+                    epochs: match f.get("epochs") {
+                        None => 0,
+                        Some(_) => f.number("epochs")?,
+                    },
+                },
                 _ => return None,
             })
         };
@@ -231,7 +244,10 @@ impl LogState {
             }
             LogLine::Fenced(fenced) => self.fenced.push(fenced.clone()),
             LogLine::Ended { shard, chain } => _ = self.ended.insert(*shard, *chain),
-            LogLine::Closed { .. } => self.closed = true,
+            LogLine::Closed { epochs, .. } => {
+                self.closed = true;
+                self.epochs = self.epochs.max(*epochs);
+            }
         }
     }
 
@@ -590,7 +606,8 @@ mod tests {
             LogLine::Opened { epoch: 1, pid: 2, wall: 3 },
             LogLine::Fenced(Fenced { shard: 1, op: "fdatasync".into(), errno: 5, offset: 4096 }),
             LogLine::Ended { shard: 1, chain: Chain { number: 12, seq: 431, previous: [3; 32] } },
-            LogLine::Closed { epoch: 1, wall: 4 },
+            LogLine::Closed { epoch: 1, wall: 4, epochs: 0 },
+            LogLine::Closed { epoch: 2, wall: 5, epochs: 7 },
         ];
         for line in lines {
             assert_eq!(LogLine::read(&line.write()), Ok(line));

@@ -250,7 +250,7 @@ fn write_the_golden_log() {
     say(&[
         LogLine::Ended { shard: 0, chain: closed.start.chain },
         LogLine::Ended { shard: 1, chain: Chain::START },
-        LogLine::Closed { epoch: 1, wall: 1_700_000_000_000_000_001 },
+        LogLine::Closed { epoch: 1, wall: 1_700_000_000_000_000_001, epochs: 0 },
     ]);
     say(&[LogLine::Opened { epoch: 2, pid: 2, wall: 1_700_000_000_000_000_002 }]);
 

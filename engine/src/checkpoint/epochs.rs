@@ -247,6 +247,10 @@ impl<D: Disk> Epochs<D> {
     pub fn open(disk: &D, log: LogId) -> Result<Option<Epochs<D>>, EpochsError> {
         let listed = |source| JournalError::Io { name: "the log's folder".to_owned(), source };
         let periods = periods(disk).map_err(listed)?;
+        // A crash while a closed period was written anew leaves it half made; it is whole under its own name.
+        for name in disk.names().map_err(listed)?.iter().filter(|n| is_prep(n)) {
+            disk.remove(name).map_err(listed)?;
+        }
         let identity = Identity { log, shard: JOURNAL_SHARD };
         // A crash while a journal is made leaves one that holds nothing; it is made again.
         for period in periods.into_iter().rev() {
@@ -369,6 +373,10 @@ pub fn compact<D: Disk>(
     journal.finish()?;
     disk.rename(&prep, &name).map_err(failed)?;
     Ok(())
+}
+
+fn is_prep(name: &str) -> bool {
+    matches!(paths::parse(name), Name::EpochsPrep { .. })
 }
 
 /// Whether the note at this size is kept when its period is over.

@@ -344,6 +344,14 @@ impl Check<'_> {
 
     fn finish(mut self) -> Result<Evidence, ReadError> {
         self.out.entries = self.tree.size();
+        if self.tree.size() < self.log.epochs {
+            let meaning = format!(
+                "the log was closed with {} entries, and {} are left",
+                self.log.epochs,
+                self.tree.size()
+            );
+            self.fails("MISSING", "epochs", meaning);
+        }
         for checkpoint in std::mem::take(&mut self.waiting) {
             let meaning = format!(
                 "a checkpoint that was kept elsewhere is on {} entries, and the log has {}",

@@ -454,7 +454,7 @@ impl Life {
             let ended = self.shards.iter().zip(&self.slow);
             let ended = ended.map(|(s, slow)| LogLine::Ended { shard: slow.shard, chain: s.chain() });
             let mut lines: Vec<String> = ended.map(|line| line.write()).collect();
-            lines.push(LogLine::Closed { epoch: self.epoch, wall: 0 }.write());
+            lines.push(LogLine::Closed { epoch: self.epoch, wall: 0, epochs: 0 }.write());
             clean &= self.journal.append(&lines).is_ok();
         }
         if h.world.is_down() {

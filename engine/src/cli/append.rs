@@ -206,6 +206,11 @@ pub fn run(global: &Global, args: AppendArgs) -> Outcome {
     for notice in log.notices() {
         say(notice);
     }
+    if let (1, Some(vkey)) = (log.epoch(), log.vkey()) {
+        say(format!(
+            "this log signs as {vkey}; keep that line where nobody who can write here can change it"
+        ));
+    }
     let shards = log.shards();
     let recovered = RecoveredShard::all(&log);
     recovered.iter().for_each(|shard| say(shard.sentence()));
@@ -240,12 +245,14 @@ pub fn run(global: &Global, args: AppendArgs) -> Outcome {
     if let Some(failure) = fed.failure {
         return Err(failure);
     }
-    closed.map_err(|error| {
+    let closed = closed.map_err(|error| {
         Failure::new(
             Exit::Io,
             format!("every event counted above is durable, but closing the log failed: {error}"),
         )
     })?;
+    // What did not go as it should, and cost no event.
+    closed.notices.iter().for_each(say);
     Ok(if fed.interrupted {
         Exit::Interrupted
     } else if let Err(failure) = printed

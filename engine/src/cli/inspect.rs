@@ -47,6 +47,11 @@ struct LogObject<'a> {
     space_promise: bool,
     primitive: Option<&'a str>,
     volatile: bool,
+    /// Epoch entries, when the newest was made, and what is behind it.
+    epochs: u64,
+    checkpointed: Option<String>,
+    beyond_batches: u64,
+    beyond_records: u64,
     /// On record as lost, in all shards.
     lost_records: u64,
     shards: Vec<ShardObject<'a>>,
@@ -106,6 +111,10 @@ fn object(log: &Inspection) -> LogObject<'_> {
         space_promise: log.space_promise,
         primitive: log.primitive.as_deref(),
         volatile: log.volatile,
+        epochs: log.checkpointed.as_ref().map_or(0, |c| c.entries),
+        checkpointed: log.checkpointed.as_ref().filter(|c| c.wall_ns != 0).map(|c| time::format(c.wall_ns)),
+        beyond_batches: log.checkpointed.as_ref().map_or(0, |c| c.beyond_batches),
+        beyond_records: log.checkpointed.as_ref().map_or(0, |c| c.beyond_records),
         lost_records: lost_records(log),
         shards: log.shards.iter().map(shard_object).collect(),
     }
@@ -179,6 +188,16 @@ fn words(log: &Inspection) -> String {
     if log.volatile {
         text.push_str("file system    in memory: the log is gone with a reboot or a power cut\n");
     }
+    text.push_str(&match &log.checkpointed {
+        None => "checkpointed   nothing: no epoch entry was made\n".to_owned(),
+        Some(c) => format!(
+            "checkpointed   {}{}; behind that {} in {}\n",
+            count(c.entries, "epoch entry"),
+            if c.wall_ns == 0 { String::new() } else { format!(", up to {}", time::format(c.wall_ns)) },
+            count(c.beyond_records, "record"),
+            count(c.beyond_batches, "batch")
+        ),
+    });
     let losses: usize = log.shards.iter().map(|shard| shard.losses.len()).sum();
     if losses > 0 {
         text.push_str(&format!(

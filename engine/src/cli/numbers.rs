@@ -17,6 +17,7 @@ pub fn grouped(n: u64) -> String {
 pub fn count(n: u64, one: &str) -> String {
     match n {
         1 => format!("1 {one}"),
+        _ if one.ends_with("ry") => format!("{} {}ies", grouped(n), &one[..one.len() - 1]),
         _ if one.ends_with("ch") || one.ends_with('s') => format!("{} {one}es", grouped(n)),
         _ => format!("{} {one}s", grouped(n)),
     }

@@ -19,6 +19,7 @@ use super::disk::ReadOnly;
 use super::promise;
 use super::view::View;
 use super::{Kind, Reader, Select};
+use crate::checkpoint::epochs::{self, Period};
 use crate::error::ReadError;
 use crate::lock::Owner;
 
@@ -39,8 +40,25 @@ pub struct Inspection {
     pub primitive: Option<String>,
     /// Whether the folder lies on a file system in memory, gone with a reboot.
     pub volatile: bool,
+    /// How far it is covered by what it says of itself; `None` if it has no epochs.
+    pub checkpointed: Option<Checkpointed>,
     /// Its shards, those of earlier layouts included.
     pub shards: Vec<ShardInspection>,
+}
+
+/// How far a log is covered by epoch entries. Whether they are right is for [`super::verify`] to say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpointed {
+    /// Number of entries.
+    pub entries: u64,
+    /// Number of the current key period.
+    pub period: u64,
+    /// When the newest one was made, nanoseconds since 1970; 0 if the period has none yet.
+    pub wall_ns: i64,
+    /// Batches behind what it names.
+    pub beyond_batches: u64,
+    /// Records behind that.
+    pub beyond_records: u64,
 }
 
 /// A shard.
@@ -119,15 +137,40 @@ pub struct BatchInspection {
     pub fault: Option<String>,
 }
 
+/// The last key period that holds anything. What cannot be read is for `verify` to name.
+fn newest_period(disk: &ReadOnly, log: &LogState) -> Result<Option<Period>, ReadError> {
+    let periods = epochs::periods(disk).map_err(ReadError::io(disk.path().display().to_string()))?;
+    Ok(periods.into_iter().rev().find_map(|period| epochs::read(disk, log.log, period).ok().flatten()))
+}
+
+fn checkpointed(period: &Period, shards: &[ShardInspection]) -> Checkpointed {
+    let (mut batches, mut records) = (0, 0);
+    for shard in shards.iter().filter(|shard| shard.live) {
+        let head = period.heads.get(&shard.shard);
+        batches += shard.next_batch.saturating_sub(head.map_or(0, |head| head.size));
+        records += shard.next_seq.saturating_sub(head.map_or(0, |head| head.seqs));
+    }
+    Checkpointed {
+        entries: period.tree.size(),
+        period: period.number,
+        wall_ns: period.entries.last().map_or(0, |(entry, _)| entry.time.wall_ns),
+        beyond_batches: batches,
+        beyond_records: records,
+    }
+}
+
 /// Looks at a log.
 pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection, ReadError> {
     let (disk, log) = super::open(path.as_ref())?;
     let held = disk.is_held(paths::LOCK).map_err(ReadError::io(paths::LOCK))?;
+    // Before the shards, so that these are not behind what it names.
+    let newest = newest_period(&disk, &log)?;
     let mut shards = Vec::new();
     for place in super::places(&log) {
         let view = View::take(&disk, place, &log)?;
         shards.push(shard(&disk, &view, place.generation == log.layout().generation)?);
     }
+    let checkpointed = newest.map(|period| checkpointed(&period, &shards));
     let primitive = primitive(&disk, &log, &shards)?;
     let a_segment =
         shards.iter().flat_map(|s: &ShardInspection| &s.segments).next().map(|s| disk.path().join(&s.name));
@@ -138,6 +181,7 @@ pub fn inspect(path: impl AsRef<Path>) -> Result<Inspection, ReadError> {
         owner_pid: held.then(|| Owner::read(disk.path()).map_or(log.pid, |owner| owner.pid)),
         space_promise: promise::is_kept(disk.path(), a_segment.as_deref()),
         primitive,
+        checkpointed,
         volatile: promise::is_volatile(disk.path()),
         shards,
     })

@@ -37,7 +37,7 @@ use shard::{ShardReader, Wanted};
 pub use crate::error::ReadError;
 pub use hanaper_shards::record::Kind;
 pub use inspect::{
-    BatchInspection, Inspection, SegmentInspection, ShardInspection, inspect, inspect_segment,
+    BatchInspection, Checkpointed, Inspection, SegmentInspection, ShardInspection, inspect, inspect_segment,
 };
 
 /// A log that is open for reading.

@@ -39,6 +39,8 @@ use crate::random;
 
 /// A period lasts so long, and not beyond its opening.
 const PERIOD: Duration = Duration::from_secs(3600);
+/// Nor does it have more entries, so that its journal stays short.
+const PERIOD_ENTRIES: u64 = 4096;
 /// The view for other people's tools is at most so far behind.
 const VIEW_EVERY: Duration = Duration::from_secs(10);
 /// A driver answers within its round; one that has ended never does.
@@ -184,7 +186,8 @@ pub(crate) fn begin(
 ) -> Result<(Keyring, BTreeMap<u32, ShardLine>), OpenError> {
     let (path, log) = (&builder.path, state.log);
     let failed = |source| OpenError::Keys { path: path.clone(), source };
-    let named = named(disk, path, log)?;
+    // Read once: within its hour a period may have grown to tens of megabytes.
+    let period = last_period(disk, path, log)?;
     let folder = match &builder.state {
         Some(folder) => folder.clone(),
         None => keys::default_state().map_err(failed)?,
@@ -198,16 +201,19 @@ pub(crate) fn begin(
         other => other,
     };
     let keys = keys.map_err(failed)?;
-    match has_gone_back(disk, state, &keys).map_err(failed)? {
+    match has_gone_back(period.as_ref(), state, &keys).map_err(failed)? {
         Some(what) => Err(OpenError::Rollback { path: path.clone(), what }),
-        None => Ok((keys, named)),
+        None => Ok((keys, period.map(|period| period.heads).unwrap_or_default())),
     }
 }
 
 /// Whether this machine has signed more of this log than is here.
-fn has_gone_back(disk: &Folder, state: &LogState, keys: &Keyring) -> Result<Option<String>, KeyError> {
-    let period = last_period(disk, state.log);
-    let size = period.as_ref().map_or(0, |period| period.tree.size());
+fn has_gone_back(
+    period: Option<&Period>,
+    state: &LogState,
+    keys: &Keyring,
+) -> Result<Option<String>, KeyError> {
+    let size = period.map_or(0, |period| period.tree.size());
     if size < state.epochs {
         return Ok(Some(format!("it has {size} epoch entries, and was closed with {}", state.epochs)));
     }
@@ -222,22 +228,21 @@ fn has_gone_back(disk: &Folder, state: &LogState, keys: &Keyring) -> Result<Opti
     Ok(None)
 }
 
-/// The last period that can be read.
-fn last_period(disk: &Folder, log: LogId) -> Option<Period> {
-    let periods = epochs::periods(disk).ok()?;
-    periods.into_iter().rev().find_map(|period| epochs::read(disk, log, period).ok().flatten())
-}
-
 /// What the newest entry says of each live shard.
 pub(crate) fn named(disk: &Folder, path: &Path, log: LogId) -> Result<BTreeMap<u32, ShardLine>, OpenError> {
+    Ok(last_period(disk, path, log)?.map(|period| period.heads).unwrap_or_default())
+}
+
+/// The last period that holds anything.
+fn last_period(disk: &Folder, path: &Path, log: LogId) -> Result<Option<Period>, OpenError> {
     let failed = |source| OpenError::Epochs { path: path.to_owned(), source };
     let periods = epochs::periods(disk).map_err(|source| OpenError::Io { path: path.to_owned(), source })?;
     for period in periods.into_iter().rev() {
         if let Some(read) = epochs::read(disk, log, period).map_err(failed)? {
-            return Ok(read.heads);
+            return Ok(Some(read));
         }
     }
-    Ok(BTreeMap::new())
+    Ok(None)
 }
 
 /// What a recovery has cut off.
@@ -366,7 +371,8 @@ impl Notary {
     /// One round: gives how long nothing is due.
     fn turn(&mut self) -> Result<Duration, Trouble> {
         self.start()?;
-        if self.period_began.elapsed() >= PERIOD {
+        let entries = self.epochs.as_ref().map_or(0, Epochs::entries);
+        if self.period_began.elapsed() >= PERIOD || entries >= PERIOD_ENTRIES {
             self.collect(true);
             self.change_period()?;
         }

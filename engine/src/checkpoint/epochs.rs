@@ -119,6 +119,8 @@ pub struct Epochs<D: Disk> {
     log: LogId,
     journal: Journal<D>,
     period: u64,
+    /// Entries before it.
+    first: u64,
     tree: Frontier,
     heads: BTreeMap<u32, ShardLine>,
     /// Size that the last note is for.
@@ -240,7 +242,8 @@ impl<D: Disk> Epochs<D> {
         lines.extend(heads.values().map(head_line));
         let journal = Journal::create(disk, &paths::epochs(period), identity, incarnation, &lines)?;
         let noted = tree.size();
-        Ok(Epochs { disk: disk.clone(), log, journal, period, tree, heads, noted, last: None })
+        let first = noted;
+        Ok(Epochs { disk: disk.clone(), log, journal, period, first, tree, heads, noted, last: None })
     }
 
     /// Opens the epochs of a log for appending; all that it says is durable then. `None` if there are none.
@@ -263,6 +266,7 @@ impl<D: Disk> Epochs<D> {
                 log,
                 journal,
                 period,
+                first: read.before.size(),
                 tree: read.tree,
                 heads: read.heads,
                 noted,
@@ -280,6 +284,11 @@ impl<D: Disk> Epochs<D> {
     /// Number of entries.
     pub fn size(&self) -> u64 {
         self.tree.size()
+    }
+
+    /// Number of entries of this period.
+    pub fn entries(&self) -> u64 {
+        self.tree.size() - self.first
     }
 
     /// Where each live shard stands, by the last entry that named it.

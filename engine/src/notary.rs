@@ -323,8 +323,6 @@ enum Trouble {
     Keys(#[from] KeyError),
     #[error(transparent)]
     Note(#[from] NoteFault),
-    #[error(transparent)]
-    View(#[from] TlogError),
     #[error("the key of period {0} is gone, and what was entered with it cannot be signed")]
     KeyGone(u64),
 }
@@ -381,7 +379,7 @@ impl Notary {
             self.epoch(false)?;
         }
         if self.viewed.is_none_or(|at| at.elapsed() >= VIEW_EVERY) {
-            self.refresh_view()?;
+            self.refresh_view();
         }
         // Whether there is something new is looked at once a tick.
         Ok(self.left().min(self.c.every))
@@ -402,7 +400,7 @@ impl Notary {
         while self.c.coordinator.has_news() {
             self.epoch(true)?;
         }
-        self.refresh_view()?;
+        self.refresh_view();
         Ok(Duration::ZERO)
     }
 
@@ -558,16 +556,26 @@ impl Notary {
         Ok(())
     }
 
-    fn refresh_view(&mut self) -> Result<(), Trouble> {
+    /// The view is derived: where it cannot be written it lags behind, and no checkpoint waits for it.
+    fn refresh_view(&mut self) {
         self.viewed = Some(Instant::now());
+        if let Err(error) = self.write_view() {
+            self.view = None;
+            let text = format!("tlog/ lags behind: {error}");
+            if self.notices.last() != Some(&text) {
+                self.notices.push(text);
+            }
+        }
+    }
+
+    fn write_view(&mut self) -> Result<(), TlogError> {
         let evidence = self.c.board.read();
         let Some(note) = evidence.note else { return Ok(()) };
         let view = match &mut self.view {
             Some(view) => view,
             none => none.insert(TlogView::open(&self.c.path, &self.c.disk, self.c.log)?),
         };
-        view.advance(&self.c.disk, evidence.size, &note)?;
-        Ok(())
+        view.advance(&self.c.disk, evidence.size, &note)
     }
 
     fn slots(&self) -> std::ops::Range<usize> {

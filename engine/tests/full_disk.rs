@@ -251,3 +251,39 @@ fn crashes_in_a_row_on_a_full_disk() {
     disk.scene.check("with room again");
     assert_eq!(data_records(&disk.scene), event.n);
 }
+
+/// Checkpoints need room too. Without it commits go on, it is said, and with room it goes on by itself.
+#[test]
+fn checkpoints_wait_for_room_and_commits_do_not() {
+    let Some(disk) = SmallDisk::new(24) else { return };
+    let scene = &disk.scene;
+    let every = Duration::from_millis(1);
+    let log = builder(&scene.log()).shards(1).checkpoint_every(every).open().unwrap();
+    let mut producer = log.producer().unwrap();
+    let mut event = Event { who: (1, 1), n: 0 };
+    goes_on(&mut producer, &mut event);
+    disk.fill();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // The journal has some room ahead: one event an entry, until that is used up.
+    while log.evidence().trouble.is_none() {
+        assert!(Instant::now() < deadline, "{:?}", log.evidence());
+        let size = log.evidence().size;
+        let ticket = producer.append(b"key", &event.write(100)).unwrap();
+        event.n += 1;
+        producer.wait(ticket, WaitFor::block()).unwrap();
+        while log.evidence().size == size && log.evidence().trouble.is_none() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+    }
+    let trouble = log.evidence().trouble.unwrap();
+    assert!(trouble.contains("no newer checkpoint") && trouble.contains("epochs-"), "{trouble}");
+    let ticket = producer.append(b"key", &event.write(100)).unwrap();
+    let receipt = producer.wait(ticket, WaitFor::block()).unwrap();
+    disk.make_room();
+    assert!(log.wait_checkpointed(&receipt, Duration::from_secs(60)));
+    assert_eq!(log.evidence().trouble, None);
+    drop(producer);
+    let notices = log.close().unwrap().notices;
+    assert!(notices.iter().any(|n| n.contains("no newer checkpoint")), "{notices:?}");
+    scene.check("checkpoints had waited for room");
+}

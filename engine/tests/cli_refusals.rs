@@ -12,7 +12,7 @@ use support::{
     wait_for_word,
 };
 
-const READERS: [&str; 3] = ["replay", "verify", "inspect"];
+const READERS: [&str; 4] = ["replay", "verify", "inspect", "checkpoint"];
 
 #[test]
 fn a_folder_that_is_not_a_log_is_named() {

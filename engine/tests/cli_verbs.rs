@@ -157,7 +157,9 @@ fn inspect_tells_the_primitive_of_the_last_opening() {
 /// A person can learn from the help: each verb of the log shows by example how it is called.
 #[test]
 fn every_help_has_examples() {
-    for verb in ["append", "replay", "verify", "inspect", "recover", "config", "try", "completions", "man"] {
+    let log =
+        ["append", "replay", "verify", "inspect", "recover", "checkpoint", "prove", "check-proof", "keys"];
+    for verb in log.into_iter().chain(["config", "try", "completions", "man"]) {
         let help = run(bare().args([verb, "--help"]));
         assert_eq!(help.code, 0);
         assert!(help.text().contains("Examples:\n  "), "{verb}:\n{}", help.text());

@@ -27,7 +27,7 @@
 use std::fmt::Write;
 
 use base64ct::{Base64, Encoding};
-use hanaper_shards::batch::LogId;
+use hanaper_shards::batch::{Digest, LogId};
 use hanaper_shards::manifest::{hex, unhex};
 use hanaper_shards::merkle::Hash;
 
@@ -106,6 +106,21 @@ pub struct ShardLine {
     pub times: Option<(u64, u64)>,
     /// The segment that is written to.
     pub segment: u64,
+}
+
+/// What one entry says of one shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Number of the entry.
+    pub epoch: u64,
+    /// Batches: the size of the shard's tree.
+    pub size: u64,
+    /// Records.
+    pub seqs: u64,
+    /// Root of the shard's tree.
+    pub root: Hash,
+    /// Digest of its last batch.
+    pub head: Digest,
 }
 
 /// Something that happened to the log itself.
@@ -294,6 +309,28 @@ impl Entry {
     pub fn events<'a>(&'a self, word: &'a str) -> impl Iterator<Item = &'a Event> {
         self.events.iter().filter(move |event| event.word == word)
     }
+
+    /// What it says of this shard: where it stands, or where it has ended with its layout.
+    pub fn claim(&self, shard: u32) -> Option<Claim> {
+        let line = self.shards.iter().find(|line| line.shard == shard).map(|line| Claim {
+            epoch: self.epoch,
+            size: line.size,
+            seqs: line.seqs,
+            root: line.root,
+            head: line.head,
+        });
+        let ended = || {
+            let event = self.events("ended").find(|e| e.get("shard") == Some(shard.to_string().as_str()))?;
+            Some(Claim {
+                epoch: self.epoch,
+                size: number(event.get("size")?)?,
+                seqs: number(event.get("seqs")?)?,
+                root: unhex(event.get("root")?)?,
+                head: unhex(event.get("head")?)?,
+            })
+        };
+        line.or_else(ended)
+    }
 }
 
 impl ClockSource {
@@ -366,11 +403,11 @@ impl<'a> Lines<'a> {
 }
 
 /// A number that has one form only.
-fn number<N: std::str::FromStr + ToString>(text: &str) -> Option<N> {
+pub(super) fn number<N: std::str::FromStr + ToString>(text: &str) -> Option<N> {
     text.parse().ok().filter(|number: &N| number.to_string() == text)
 }
 
-fn hash(text: &str) -> Option<Hash> {
+pub(super) fn hash(text: &str) -> Option<Hash> {
     let mut hash = [0; 32];
     (Base64::decode(text, &mut hash).ok()?.len() == hash.len()).then_some(hash)
 }

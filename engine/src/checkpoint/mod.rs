@@ -18,6 +18,7 @@ pub mod epochs;
 pub mod keys;
 pub mod newest;
 pub mod note;
+pub mod proof;
 pub mod tlog;
 
 use base64ct::{Base64, Encoding};

@@ -1,6 +1,8 @@
 //! What the verbs share: arguments, settings, dispatch. One file per verb.
 
 mod append;
+mod check_proof;
+mod checkpoint;
 mod completions;
 mod config;
 mod exit;
@@ -9,9 +11,11 @@ mod feed;
 mod input;
 mod inspect;
 mod key;
+mod keys;
 mod man;
 mod numbers;
 mod progress;
+mod prove;
 mod recover;
 mod remember;
 mod replay;
@@ -310,6 +314,10 @@ enum Verb {
     Verify(verify::VerifyArgs),
     Inspect(inspect::InspectArgs),
     Recover(recover::RecoverArgs),
+    Checkpoint(checkpoint::CheckpointArgs),
+    Prove(prove::ProveArgs),
+    CheckProof(check_proof::CheckProofArgs),
+    Keys(keys::KeysArgs),
     Config(config::ConfigArgs),
     Try(r#try::TryArgs),
     Completions(completions::CompletionsArgs),
@@ -338,10 +346,11 @@ fn dispatch(cli: Cli) -> Outcome {
     let global = &cli.global;
     match &cli.verb {
         // A program of another name may have variables of its own, and a text needs none.
-        Verb::External(_) | Verb::Completions(_) | Verb::Man(_) => {}
-        Verb::Append(_) | Verb::Config(_) | Verb::Try(_) => known_variables()?,
+        Verb::External(_) | Verb::Completions(_) | Verb::Man(_) | Verb::CheckProof(_) => {}
+        Verb::Append(_) | Verb::Config(_) | Verb::Try(_) | Verb::Keys(_) => known_variables()?,
         Verb::Recover(args) if args.writes() => known_variables()?,
         Verb::Replay(_) | Verb::Verify(_) | Verb::Inspect(_) | Verb::Recover(_) => global.doubt_settings(),
+        Verb::Checkpoint(_) | Verb::Prove(_) => global.doubt_settings(),
     }
     match cli.verb {
         Verb::Append(args) => append::run(global, args),
@@ -349,6 +358,10 @@ fn dispatch(cli: Cli) -> Outcome {
         Verb::Verify(args) => verify::run(global, args),
         Verb::Inspect(args) => inspect::run(global, args),
         Verb::Recover(args) => recover::run(global, args),
+        Verb::Checkpoint(args) => checkpoint::run(global, args),
+        Verb::Prove(args) => prove::run(global, args),
+        Verb::CheckProof(args) => check_proof::run(global, args),
+        Verb::Keys(args) => keys::run(global, args),
         Verb::Config(args) => config::run(global, args),
         Verb::Try(args) => r#try::run(global, args),
         Verb::Completions(args) => completions::run(global, args),

@@ -164,7 +164,8 @@ fn print(
     }
 }
 
-fn object(out: &mut impl Write, record: &OwnedRecord) -> io::Result<()> {
+/// One record as an object, without a line end.
+pub fn object(out: &mut impl Write, record: &OwnedRecord) -> io::Result<()> {
     let kind = match record.kind {
         Kind::Data => "data",
         Kind::Control => "control",

@@ -186,7 +186,7 @@ pub fn run(global: &Global, args: VerifyArgs) -> Outcome {
 }
 
 /// A public key, or a file that begins with one.
-fn read_vkey(text: &str) -> Result<Vkey, Failure> {
+pub fn read_vkey(text: &str) -> Result<Vkey, Failure> {
     let from_file = std::fs::read_to_string(text).ok();
     let line = from_file.as_deref().and_then(|file| file.lines().next()).unwrap_or(text);
     Vkey::parse(line.trim()).map_err(|error| Failure::usage(format!("--pub {text}: {error}")))

@@ -22,9 +22,10 @@ use hanaper_shards::wal::table::{Action, By};
 use super::acks::{Missing, ShardAcks};
 use super::batch::{Fault, open, records};
 use super::disk::ReadOnly;
-use super::evidence::{Claim, Claims};
+use super::evidence::Claims;
 use super::verify::{Finding, Report};
 use super::view::View;
+use crate::checkpoint::entry::Claim;
 use crate::error::ReadError;
 use crate::words;
 

@@ -6,16 +6,16 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use hanaper_shards::batch::{Digest, LogId};
-use hanaper_shards::manifest::{LogState, unhex};
-use hanaper_shards::merkle::{self, Frontier, Hash};
+use hanaper_shards::batch::LogId;
+use hanaper_shards::manifest::LogState;
+use hanaper_shards::merkle::{self, Frontier};
 use hanaper_shards::segment::paths;
 
 use super::disk::ReadOnly;
 use super::verify::Finding;
 use super::view;
 use crate::checkpoint::Checkpoint;
-use crate::checkpoint::entry::{Entry, ShardLine};
+use crate::checkpoint::entry::{Claim, Entry, ShardLine};
 use crate::checkpoint::epochs::{self, EpochsError, Period};
 use crate::checkpoint::note::{Note, SignatureFault, Vkey};
 use crate::coordinator::HEARTBEAT;
@@ -375,16 +375,6 @@ impl Check<'_> {
     }
 }
 
-/// What one entry says of a shard.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Claim {
-    pub epoch: u64,
-    pub size: u64,
-    pub seqs: u64,
-    pub root: Hash,
-    pub head: Digest,
-}
-
 /// What the epochs say of one shard, in rising order; read period by period.
 pub(crate) struct Claims {
     disk: ReadOnly,
@@ -416,31 +406,8 @@ impl Claims {
             let period = self.periods.pop_front()?;
             let Ok(Some(read)) = epochs::read(&self.disk, self.log, period) else { continue };
             let entries = read.entries.iter().map(|(entry, _)| entry).filter(|e| e.epoch < self.entries);
-            self.queue.extend(entries.filter_map(|entry| Claim::of(entry, self.shard)));
+            self.queue.extend(entries.filter_map(|entry| entry.claim(self.shard)));
         }
         self.queue.pop_front_if(|claim| claim.size <= size)
-    }
-}
-
-impl Claim {
-    fn of(entry: &Entry, shard: u32) -> Option<Claim> {
-        let line = entry.shards.iter().find(|line| line.shard == shard).map(|line| Claim {
-            epoch: entry.epoch,
-            size: line.size,
-            seqs: line.seqs,
-            root: line.root,
-            head: line.head,
-        });
-        let ended = || {
-            let event = entry.events("ended").find(|e| e.get("shard") == Some(shard.to_string().as_str()))?;
-            Some(Claim {
-                epoch: entry.epoch,
-                size: event.get("size")?.parse().ok()?,
-                seqs: event.get("seqs")?.parse().ok()?,
-                root: unhex(event.get("root")?)?,
-                head: unhex(event.get("head")?)?,
-            })
-        };
-        line.or_else(ended)
     }
 }

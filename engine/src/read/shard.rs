@@ -370,7 +370,7 @@ fn summary(disk: &ReadOnly, place: Place, index: u64, sealed: &Sealed) -> Result
 }
 
 /// No offset and no length out of a file is followed unchecked.
-fn check_places(entries: &[IndexEntry], block_bytes: u32, file_bytes: u64) -> Result<(), Fault> {
+pub(super) fn check_places(entries: &[IndexEntry], block_bytes: u32, file_bytes: u64) -> Result<(), Fault> {
     let block = u64::from(block_bytes);
     let mut at = block;
     for entry in entries {

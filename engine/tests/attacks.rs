@@ -154,6 +154,19 @@ fn everything_written_anew_with_other_keys() {
     assert_eq!(verdicts(&s.log, remembered), only("FORKED"));
 }
 
+/// The identity names the first period's key, and each period that of the next. So whoever has the identity can write
+/// all of it anew from the first entry on, whatever was erased, and no public key tells. Any checkpoint that somebody
+/// kept does, the very first one too: it fixes the key of the first period.
+#[test]
+fn everything_written_anew_with_the_stolen_identity() {
+    let s = scene();
+    let keys = Keys::steal(&s.state).with_fresh_periods();
+    edited(&s, 1).mend_epochs(0, Some(&keys), |_| None);
+    assert_eq!(with_key(&s), BTreeSet::new());
+    let first = Anchors { vkey: Some(&s.vkey), checkpoints: vec![&s.kept[0]] };
+    assert_eq!(verdicts(&s.log, first), only("FORKED"));
+}
+
 /// The key of the current period is the machine's, so who has that can rewrite what came since it began: that is
 /// the exposure that verify prints. A checkpoint that left the machine meanwhile tells.
 #[test]

@@ -157,6 +157,11 @@ impl Keys {
         }
     }
 
+    /// The same identity, and other keys for all periods.
+    pub fn with_fresh_periods(self) -> Keys {
+        Keys { periods: Keys::fresh(&self.name).periods, ..self }
+    }
+
     /// With which it signs for periods of which it has no key.
     fn period(&self, period: u64) -> ed25519_dalek::SigningKey {
         self.periods.get(&period).cloned().unwrap_or_else(|| ed25519_dalek::SigningKey::from_bytes(&[77; 32]))

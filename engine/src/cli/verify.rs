@@ -284,7 +284,7 @@ fn words(report: &Report, unchecked: u64, with_acks: bool, anchor: &[&str]) -> S
     }
     if let Some((period, since)) = evidence.period {
         text.push_str(&format!(
-            "exposure: period {period}, since {}: whoever has had this machine since then could have rewritten what came since\n",
+            "exposure: period {period}, since {}: whoever has had this machine since then could have rewritten what came since; whoever has the identity key, all that no kept checkpoint covers\n",
             time::format(since)
         ));
     }

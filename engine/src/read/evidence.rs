@@ -174,7 +174,9 @@ impl Check<'_> {
         if number == 0 && !self.genesis(&period) {
             return Ok(false);
         }
-        self.out.period = Some((number, self.out.wall_ns));
+        // The entry that names its key is the last of the period before, but for the first of all.
+        let own = period.entries.first().map(|(entry, _)| entry.time.wall_ns).filter(|_| number == 0);
+        self.out.period = Some((number, own.unwrap_or(self.out.wall_ns)));
         let mut notes: VecDeque<&(u64, Note)> = period.notes.iter().collect();
         let mut newest = None;
         for (entry, text) in &period.entries {

@@ -11,9 +11,10 @@ use hanaper_shards::journal::{self, Journal, JournalError};
 use hanaper_shards::manifest::{Layout, LogLine, LogState, ManifestError, SegmentState, ShardManifest};
 use hanaper_shards::router::Router;
 use hanaper_shards::segment::paths::{self, Name};
-use hanaper_shards::wal::chain::{self, Chain, Place};
+use hanaper_shards::wal::chain::{Chain, Place};
 use hanaper_shards::wal::open::{self, Looked, Opened, Opening};
 use hanaper_shards::wal::recovery::{self, Begin, RecoveryError};
+use hanaper_shards::wal::sealed;
 
 use crate::builder::Builder;
 use crate::checkpoint::entry::{Event, ShardLine};
@@ -210,7 +211,7 @@ pub(crate) fn old_log_time(folder: &Folder, state: &LogState) -> u64 {
         else {
             return None;
         };
-        Some(chain::read_sealed(folder, place, index, sealed).ok()?.ok()?.0.time_max)
+        Some(sealed::read_sealed(folder, place, index, sealed).ok()?.ok()?.0.time_max)
     };
     let live = state.layout().shards();
     state.shards().filter(|(shard, _)| !live.contains(shard)).filter_map(newest).max().unwrap_or(0)

@@ -26,6 +26,7 @@ use hanaper_shards::segment::paths;
 use hanaper_shards::wal::chain::{self, Chain, Place};
 use hanaper_shards::wal::recovery::{self, Begin, RecoveryError, Start};
 use hanaper_shards::wal::seal::{self, SealJob};
+use hanaper_shards::wal::sealed;
 use support::{BLOCK, LOG, next_header};
 
 /// As small as they can be: most of a segment that is still written is zeros.
@@ -349,7 +350,7 @@ fn batches(folder: &Folder, shard: u32) -> std::collections::BTreeMap<u64, Vec<u
     };
     for (&index, state) in &manifest.segments {
         if let SegmentState::Sealed(sealed) = state {
-            let (_, entries) = chain::read_sealed(folder, place, index, sealed).unwrap().unwrap();
+            let (_, entries) = sealed::read_sealed(folder, place, index, sealed).unwrap().unwrap();
             take(index, &entries);
         }
     }

@@ -17,6 +17,7 @@ use hanaper_shards::segment::header::{Found, Header, Origin, Predecessor};
 use hanaper_shards::segment::paths;
 use hanaper_shards::segment::scan::scan;
 use hanaper_shards::wal::chain::{self, Chain, Damage, Place, UnusedKind, Walk};
+use hanaper_shards::wal::sealed;
 use hanaper_shards::wal::table::{Action, By};
 
 use super::acks::{Missing, ShardAcks};
@@ -187,7 +188,7 @@ impl<'a> ShardCheck<'a> {
         let after = Chain { number: sealed.batches.end, seq: sealed.seqs.end, previous: [0; 32] };
         let unreadable =
             Position { chain: after, digest_known: false, predecessor: None, index: Some(index) };
-        let footer = chain::read_sealed(self.disk, place, index, sealed).map_err(ReadError::io(&*name))?;
+        let footer = sealed::read_sealed(self.disk, place, index, sealed).map_err(ReadError::io(&*name))?;
         let footer = match footer {
             Ok(footer) => Some(footer),
             // It was named with the losses.
@@ -719,7 +720,7 @@ impl<'a> ShardCheck<'a> {
         let name = paths::segment(view.place.shard, index);
         let file = self.disk.open(&name, Access::ReadDirect).map_err(ReadError::io(&*name))?;
         let file_bytes = self.disk.bytes(&file).map_err(ReadError::io(&*name))?;
-        if chain::read_footer(self.disk, &file, file_bytes).map_err(ReadError::io(&*name))?.is_err() {
+        if sealed::read_footer(self.disk, &file, file_bytes).map_err(ReadError::io(&*name))?.is_err() {
             self.say("LENGTH", name, format!("{file_bytes} bytes; it was made with {bytes}"), true);
         }
         Ok(())

@@ -12,7 +12,8 @@ use hanaper_shards::segment::footer::IndexEntry;
 use hanaper_shards::segment::header::Found;
 use hanaper_shards::segment::paths::{self, Name};
 use hanaper_shards::segment::scan::scan;
-use hanaper_shards::wal::chain::{self, UnusedKind};
+use hanaper_shards::wal::chain::UnusedKind;
+use hanaper_shards::wal::sealed;
 
 use super::check::header_of;
 use super::disk::ReadOnly;
@@ -322,7 +323,7 @@ fn sealed_state(
         |lost: &Range<u64>| lost.end.min(sealed.seqs.end).saturating_sub(lost.start.max(sealed.seqs.start));
     found.lost_records = view.manifest.losses.iter().map(|loss| within(&loss.seqs)).sum();
     let name = found.name.clone();
-    match chain::read_sealed(disk, view.place, index, sealed).map_err(ReadError::io(name))? {
+    match sealed::read_sealed(disk, view.place, index, sealed).map_err(ReadError::io(name))? {
         Ok((_, entries)) => {
             describe(&entries, found);
             Ok("sealed")
@@ -347,7 +348,7 @@ pub fn inspect_segment(path: impl AsRef<Path>) -> Result<Vec<BatchInspection>, R
     let failed = || ReadError::io(path.display().to_string());
     let file = disk.open(&name, Access::ReadDirect).map_err(failed())?;
     let file_bytes = disk.bytes(&file).map_err(failed())?;
-    let footer = chain::read_footer(&disk, &file, file_bytes).map_err(failed())?.ok();
+    let footer = sealed::read_footer(&disk, &file, file_bytes).map_err(failed())?.ok();
     let until = footer.as_ref().map_or(u64::MAX, |(summary, ..)| summary.cut_end);
     let found = scan(&disk, &file, until, &mut |_, _| {}).map_err(failed())?;
     let header = match &found.header {

@@ -16,7 +16,8 @@ use hanaper_shards::merkle::{self, Frontier, Hash, Node};
 use hanaper_shards::segment::footer::IndexEntry;
 use hanaper_shards::segment::header::Header;
 use hanaper_shards::segment::paths;
-use hanaper_shards::wal::chain::{self, Place, Segment};
+use hanaper_shards::wal::chain::{Place, Segment};
+use hanaper_shards::wal::sealed;
 
 use super::check::header_of;
 use super::disk::ReadOnly;
@@ -163,7 +164,7 @@ impl Piece<'_> {
         match self.what {
             What::Unsealed(segment) => Ok(segment.batches.clone()),
             What::Sealed(sealed) => {
-                let read = chain::read_sealed(disk, place, self.index, sealed);
+                let read = sealed::read_sealed(disk, place, self.index, sealed);
                 let (_, entries) = read.map_err(ReadError::io(self.name(place)))??;
                 Ok(entries)
             }

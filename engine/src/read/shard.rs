@@ -18,6 +18,7 @@ use hanaper_shards::segment::header::Found;
 use hanaper_shards::segment::paths;
 use hanaper_shards::segment::scan::scan;
 use hanaper_shards::wal::chain::{self, Chain, Place};
+use hanaper_shards::wal::sealed;
 use hanaper_shards::wal::table::By;
 
 use super::OwnedRecord;
@@ -156,7 +157,7 @@ impl ShardReader {
             What::Broken(error) => return Err(error),
             What::Sealed { index, sealed } => {
                 let name = paths::segment(self.place.shard, index);
-                let read = chain::read_sealed(&self.disk, self.place, index, &sealed)
+                let read = sealed::read_sealed(&self.disk, self.place, index, &sealed)
                     .map_err(ReadError::io(name))?;
                 let (_, entries) = read.map_err(ReadError::from)?;
                 (index, self.disk.block_bytes(), entries, Access::Read)
@@ -260,7 +261,7 @@ impl Plan {
         if found.is_ok() && self.losses.iter().any(|l| touch(&l.batches, &sealed.batches)) {
             // Its index may be part of what was lost.
             let name = paths::segment(view.place.shard, index);
-            let read = chain::read_sealed(disk, view.place, index, sealed).map_err(ReadError::io(name))?;
+            let read = sealed::read_sealed(disk, view.place, index, sealed).map_err(ReadError::io(name))?;
             found = read.map(|(summary, _)| summary).map_err(ReadError::from);
         }
         match found {

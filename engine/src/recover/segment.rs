@@ -19,6 +19,7 @@ use hanaper_shards::segment::footer::{self, FooterFault, IndexEntry};
 use hanaper_shards::segment::header::{Found, Header};
 use hanaper_shards::segment::scan::{Scan, scan};
 use hanaper_shards::wal::chain::{self, Chain, Damage, Place, Walk};
+use hanaper_shards::wal::sealed;
 use hanaper_shards::wal::table::{Action, By};
 
 use super::{Mode, Plan, Step, Who};
@@ -136,11 +137,11 @@ impl Source {
     fn mend(&self, name: &str, mode: Mode) -> Result<Mended, Failure> {
         let block = self.disk.block_bytes();
         let mut file_bytes = self.disk.bytes(&self.file)?;
-        let mut footer = chain::read_footer(&self.disk, &self.file, file_bytes)?;
+        let mut footer = sealed::read_footer(&self.disk, &self.file, file_bytes)?;
         if footer.is_err() {
             // It may have zeros behind it that were not there when it was sealed.
             let data_end = scan(&self.disk, &self.file, u64::MAX, &mut |_, _| {})?.nonblank_end;
-            if let Ok(found) = chain::read_footer(&self.disk, &self.file, data_end)? {
+            if let Ok(found) = sealed::read_footer(&self.disk, &self.file, data_end)? {
                 (footer, file_bytes) = (Ok(found), data_end);
             }
         }

@@ -21,6 +21,7 @@ use crate::segment::paths::{self, Name};
 use crate::wal::chain::{self, Damage, Examined, Place};
 use crate::wal::prepare;
 use crate::wal::recovery::{self, Begin, RecoveryError, Start};
+use crate::wal::sealed;
 
 /// A shard that is being opened.
 pub struct Opening<D: Disk> {
@@ -216,7 +217,7 @@ fn digest_of<D: Disk>(
         if let SegmentState::Sealed(sealed) = state
             && sealed.batches.contains(&number)
         {
-            let Ok((_, entries)) = chain::read_sealed(disk, place, index, sealed)? else { return Ok(None) };
+            let Ok((_, entries)) = sealed::read_sealed(disk, place, index, sealed)? else { return Ok(None) };
             return Ok(entries.iter().find(|e| e.number == number).map(|e| e.digest));
         }
     }

@@ -17,6 +17,7 @@ use hanaper_shards::wal::chain::{self, Examined, Place, UnusedKind};
 use hanaper_shards::wal::open::{Looked, Opened, Opening};
 use hanaper_shards::wal::prepare::Prepared;
 use hanaper_shards::wal::recovery::{Begin, RecoveryError};
+use hanaper_shards::wal::sealed;
 
 use crate::model::{FoundBatch, FoundRecord};
 use crate::sim::mutant::{Mutant, TestDisk};
@@ -156,7 +157,7 @@ pub fn read_back(disk: &TestDisk, place: Place) -> Result<(Vec<FoundBatch>, Exam
     let mut out = Vec::new();
     for (&index, state) in &manifest.segments {
         let SegmentState::Sealed(sealed) = state else { continue };
-        let (_, entries) = chain::read_sealed(disk, place, index, sealed)
+        let (_, entries) = sealed::read_sealed(disk, place, index, sealed)
             .map_err(|e| text(&e))?
             .map_err(|damage| format!("sealed segment {index}: {}: {}", damage.verdict, damage.meaning))?;
         read_batches(disk, place, index, &entries, &mut out)?;

@@ -11,7 +11,6 @@ use hanaper_shards::aligned::AlignedBuf;
 use hanaper_shards::clock::Anchor;
 use hanaper_shards::io::{Access, Disk};
 use hanaper_shards::manifest::{Loss, Sealed, SegmentState};
-use hanaper_shards::merkle::{self, Frontier};
 use hanaper_shards::segment::footer::{self, IndexEntry, Summary};
 use hanaper_shards::segment::header::{Found, Header, Origin, Predecessor};
 use hanaper_shards::segment::paths;
@@ -24,9 +23,9 @@ use super::acks::{Missing, ShardAcks};
 use super::batch::{Fault, open, records};
 use super::disk::ReadOnly;
 use super::evidence::Claims;
+use super::tree::TreeCheck;
 use super::verify::{Finding, Report};
 use super::view::View;
-use crate::checkpoint::entry::Claim;
 use crate::error::ReadError;
 use crate::words;
 
@@ -45,16 +44,7 @@ pub(crate) struct ShardCheck<'a> {
     pub failed: Vec<Damage>,
     /// Where the chain ended when the log was last closed.
     ended: Option<Chain>,
-    /// The tree of all batches so far; `None` behind a loss.
-    tree: Option<Frontier>,
-    /// The tree that the segment's header names, until the batches are there.
-    named: Option<Frontier>,
-    /// What the epochs say of it.
-    claims: Option<Claims>,
-    /// Entries whose tree could not be computed, since batches before are lost.
-    uncomputed: u64,
-    /// Batches and records that the newest entry covers.
-    covered: (u64, u64),
+    trees: TreeCheck,
 }
 
 /// What a check says while it runs.
@@ -89,11 +79,7 @@ impl<'a> ShardCheck<'a> {
             report: Report::default(),
             failed: Vec::new(),
             ended: None,
-            tree: Some(Frontier::new()),
-            named: None,
-            claims,
-            uncomputed: 0,
-            covered: (0, 0),
+            trees: TreeCheck::new(claims),
         }
     }
 
@@ -139,7 +125,9 @@ impl<'a> ShardCheck<'a> {
             self.sealed(view, index, sealed, &mut at)?;
         }
         self.unsealed(view, &at)?;
-        self.unclaimed(place.shard, &view.examined.chain);
+        (self.report.beyond_batches, self.report.beyond_records) =
+            self.trees.finish(place.shard, &view.examined.chain);
+        self.tell_trees();
         self.beside(view)?;
         let mut lost = Vec::new();
         self.acks.finish(&mut |m| lost.push(m));
@@ -266,7 +254,7 @@ impl<'a> ShardCheck<'a> {
             return Ok(());
         };
         self.link(&name, &header, at, footer.as_ref().map(|f| &f.0));
-        self.named = Some(header.tree.clone());
+        self.trees.segment(&header.tree);
         let mut start = at.chain;
         if !at.digest_known {
             // What came before cannot be read, so the header's word is the best there is.
@@ -422,7 +410,7 @@ impl<'a> ShardCheck<'a> {
     fn batches(&mut self, place: Place, name: &str, entries: &[IndexEntry], faults: &BTreeMap<u64, Fault>) {
         let mut lost = Vec::new();
         for entry in entries {
-            self.grow_tree(name, entry);
+            self.trees.batch(name, entry);
             self.report.batches += 1;
             self.report.records += u64::from(entry.count);
             let ended = self.ended.filter(|ended| ended.number == entry.number + 1);
@@ -437,72 +425,16 @@ impl<'a> ShardCheck<'a> {
         }
         self.missing(place.shard, &lost);
         if let Some(last) = entries.last() {
-            self.tree_named(name, last.number + 1);
+            self.trees.reached(name, last.number + 1);
         }
+        self.tell_trees();
     }
 
-    fn grow_tree(&mut self, name: &str, entry: &IndexEntry) {
-        self.tree_named(name, entry.number);
-        self.tree = self.tree.take().filter(|tree| tree.size() == entry.number);
-        if let Some(tree) = &mut self.tree {
-            tree.push(merkle::leaf(&entry.digest));
+    /// Says what the tree was found to be.
+    fn tell_trees(&mut self) {
+        for found in std::mem::take(&mut self.trees.found) {
+            self.say(found.verdict, found.place, found.meaning, found.fails);
         }
-        while let Some(claim) = self.claims.as_mut().and_then(|claims| claims.next_up_to(entry.number + 1)) {
-            self.claimed(name, entry, &claim);
-        }
-    }
-
-    /// Compares what an epoch says of the shard with its batches up to this one.
-    fn claimed(&mut self, name: &str, entry: &IndexEntry, claim: &Claim) {
-        let Some(tree) = self.tree.as_ref().filter(|tree| tree.size() == claim.size) else {
-            // Of none there is nothing to say; of what is lost it was said.
-            self.uncomputed += u64::from(claim.size > 0);
-            return;
-        };
-        if (tree.root(), entry.end_seq(), entry.digest) != (claim.root, claim.seqs, claim.head) {
-            let place = format!("{name} batch {}", entry.number);
-            let meaning =
-                format!("epoch {} names another tree of the shard's batches up to here", claim.epoch);
-            self.say("SHARD-ROOT", place, meaning, true);
-        }
-        self.covered = (claim.size, claim.seqs);
-    }
-
-    /// What the epochs name, and is not there.
-    fn unclaimed(&mut self, shard: u32, end: &Chain) {
-        let known = end.number;
-        self.report.beyond_batches = known.saturating_sub(self.covered.0);
-        self.report.beyond_records = end.seq.saturating_sub(self.covered.1);
-        let mut gone: Option<Claim> = None;
-        while let Some(claim) = self.claims.as_mut().and_then(|claims| claims.next_up_to(u64::MAX)) {
-            if claim.size > known {
-                gone = Some(claim);
-            } else {
-                self.uncomputed += u64::from(claim.size > 0);
-            }
-        }
-        if let Some(claim) = gone {
-            let place = format!("shard {shard} {}", words::span("batch", &(known..claim.size)));
-            let meaning = format!("epoch {} names them, and they are not in the log", claim.epoch);
-            self.say("MISSING", place, meaning, true);
-        }
-        if self.uncomputed > 0 {
-            let meaning = format!(
-                "{} entries name trees that cannot be computed, since batches before are lost or damaged",
-                self.uncomputed
-            );
-            self.say("UNCOMPUTED", format!("shard {shard}"), meaning, false);
-        }
-    }
-
-    /// Compares the tree before this batch with the one that the segment's header names, if it names that one.
-    fn tree_named(&mut self, name: &str, number: u64) {
-        let Some(named) = self.named.take_if(|named| named.size() == number) else { return };
-        if self.tree.as_ref().is_some_and(|tree| tree.size() == number && *tree != named) {
-            let meaning = "its header names another tree than that of the batches before it";
-            self.say("SHARD-TREE", name, meaning, true);
-        }
-        self.tree = Some(named);
     }
 
     fn missing(&mut self, shard: u32, lost: &[Missing]) {
@@ -626,7 +558,7 @@ impl<'a> ShardCheck<'a> {
                 at.digest_known = false;
             }
             self.link(&name, &segment.header, &at, None);
-            self.named = Some(segment.header.tree.clone());
+            self.trees.segment(&segment.header.tree);
             // Of a live log, what is above the watermark may be half written.
             let (known, above) =
                 segment.batches.split_at(segment.batches.partition_point(|e| e.number < examined.watermark));
@@ -646,7 +578,8 @@ impl<'a> ShardCheck<'a> {
                 }
                 self.missing(place.shard, &lost);
                 // What an epoch names is durable, whatever the stamps say.
-                above.iter().for_each(|entry| self.grow_tree(&name, entry));
+                above.iter().for_each(|entry| self.trees.batch(&name, entry));
+                self.tell_trees();
             }
             self.report.segments += 1;
             self.report.bytes += segment.end;

@@ -28,6 +28,7 @@ pub(crate) mod promise;
 pub mod prove;
 pub mod replay;
 mod shard;
+mod tree;
 pub mod verify;
 pub(crate) mod view;
 

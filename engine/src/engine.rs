@@ -11,7 +11,7 @@ use hanaper_ingest::{Intake, Producer, ProducerError, ShardPort};
 use hanaper_shards::ack::{Gate, Receipt, Stopped};
 use hanaper_shards::clock::Clock;
 use hanaper_shards::io::Disk;
-use hanaper_shards::io::disk::{Folder, FolderFile};
+use hanaper_shards::io::disk::{Folder, FolderFile, free_bytes};
 use hanaper_shards::io::posix::PosixIo;
 use hanaper_shards::io::probe::{self, Backend, Chosen};
 use hanaper_shards::io::uring::UringIo;
@@ -156,6 +156,8 @@ impl Log {
         let wakes: Vec<Arc<Wake>> =
             (0..drivers).map(|_| Wake::new()).collect::<Result<_, _>>().map_err(io)?;
         let slow_queue = SlowQueue::new().map_err(io)?;
+        let desk =
+            keys.is_some().then(|| Desk::new(layout.router.shards as usize)).transpose().map_err(io)?;
         // On record before any segment belongs to it, and only if nothing is damaged.
         let opened_line = LogLine::Opened { epoch, pid: std::process::id(), wall: clock_wall };
         let fenced_before = std::mem::take(&mut state.fenced);
@@ -167,10 +169,9 @@ impl Log {
         let clock = Clock::start((log_time_max + 1).max(u64::try_from(clock_wall).unwrap_or(0)));
 
         let opened_at = clock.now();
-        let room_for_another =
-            folder.free_bytes().map_err(io)? >= u64::from(layout.router.shards) * builder.segment_bytes;
-        let desk =
-            keys.is_some().then(|| Desk::new(layout.router.shards as usize)).transpose().map_err(io)?;
+        // Where nobody says, there may be room.
+        let free_bytes = free_bytes(&path).ok().flatten().unwrap_or(u64::MAX);
+        let room_for_another = free_bytes >= u64::from(layout.router.shards) * builder.segment_bytes;
         let mut start = vec![Event::new("start").with("opening", epoch).with("pid", std::process::id())];
         start.append(&mut ended_shards);
         let mut cuts = Vec::new();
@@ -186,6 +187,10 @@ impl Log {
             let wake = Arc::clone(&wakes[slot % drivers]);
             shard_wakes.push(Arc::clone(&wake));
             cuts.extend(notary::cuts(place.shard, &begin));
+            if let Some(desk) = &desk {
+                // So the first entry names every shard, however late its driver begins.
+                desk.give(slot, notary::first_head(&begin));
+            }
             let supply = Arc::new(Supply::default());
             let spares = begin.spares.len() - usize::from(begin.active.is_none() && !begin.spares.is_empty());
             if spares == 0 && !room_for_another {
@@ -318,18 +323,11 @@ impl Log {
                 end: Event::new("stop").with("opening", epoch),
                 settings,
             };
-            runtime::spawn_notary(Notary::new(commission))
+            Notary::new(commission)
         });
-        let notary = match notary.transpose() {
-            Ok(notary) => notary,
-            Err(source) => {
-                runtime::abandon(&orders, &wakes, handles);
-                return Err(io(source));
-            }
-        };
         let intake = Intake::new(layout.router, ports, clock, builder.limits);
-        Ok(Log {
-            path,
+        let mut log = Log {
+            path: path.clone(),
             intake,
             orders,
             wakes,
@@ -338,7 +336,7 @@ impl Log {
             slow: Some(slow.handle),
             journal: Some(journal),
             desk,
-            notary,
+            notary: None,
             board,
             vkey,
             layout,
@@ -347,7 +345,10 @@ impl Log {
             published,
             recovered,
             _lock: lock,
-        })
+        };
+        // If it does not start, dropping the log ends all the others.
+        log.notary = notary.map(runtime::spawn_notary).transpose().map_err(io)?;
+        Ok(log)
     }
 
     /// A producer, for one thread.
@@ -399,9 +400,10 @@ impl Log {
         self.board.read()
     }
 
-    /// Waits until a checkpoint covers an event; `false` if none does after that time, or checkpoints are off.
+    /// Waits until a checkpoint covers an event; `false` if none does after that time, and at once if checkpoints
+    /// are off.
     pub fn wait_checkpointed(&self, receipt: &Receipt, at_most: Duration) -> bool {
-        let slot = receipt.shard.checked_sub(self.layout.first_shard);
+        let slot = receipt.shard.checked_sub(self.layout.first_shard).filter(|_| self.vkey.is_some());
         slot.is_some_and(|slot| self.board.wait(slot as usize, receipt.batch + 1, at_most))
     }
 

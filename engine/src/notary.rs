@@ -30,8 +30,8 @@ use crate::builder::Builder;
 use crate::checkpoint::entry::{ClockSource, Event, ShardLine, Time};
 use crate::checkpoint::epochs::{self, Entered, Epochs, EpochsError, Period};
 use crate::checkpoint::keys::{self, KeyError, Keyring};
-use crate::checkpoint::newest;
 use crate::checkpoint::note::{Note, NoteFault, SigningKey};
+use crate::checkpoint::signed;
 use crate::checkpoint::tlog::{TlogError, TlogView};
 use crate::coordinator::Coordinator;
 use crate::error::OpenError;
@@ -218,7 +218,7 @@ fn has_gone_back(
         return Ok(Some(format!("it has {size} epoch entries, and was closed with {}", state.epochs)));
     }
     let Some(period) = period else { return Ok(None) };
-    if let Some(newest) = newest::read(keys.folder()).filter(|newest| newest.size() > size) {
+    if let Some(newest) = signed::read(keys.folder()).filter(|newest| newest.size() > size) {
         return Ok(Some(format!("it has {size} epoch entries, and {} were signed here", newest.size())));
     }
     // A key is erased when the next period has begun; and only the very first entry comes before its key.
@@ -243,6 +243,12 @@ fn last_period(disk: &Folder, path: &Path, log: LogId) -> Result<Option<Period>,
         }
     }
     Ok(None)
+}
+
+/// Where a shard stands before its driver has begun.
+pub(crate) fn first_head(start: &Start<FolderFile>) -> Head {
+    let segment = start.segment();
+    Head { chain: start.chain, tree: start.tree.clone(), times: None, segment }
 }
 
 /// What a recovery has cut off.
@@ -310,6 +316,8 @@ pub(crate) struct Notary {
     viewed: Option<Instant>,
     /// Until this opening is on record, nothing else is.
     started: bool,
+    /// Keys of periods that are over may be left.
+    keys_left: bool,
     settings: Vec<String>,
     notices: Vec<String>,
 }
@@ -339,6 +347,7 @@ impl Notary {
             period_began: now,
             viewed: None,
             started: false,
+            keys_left: true,
             settings: Vec::new(),
             notices: Vec::new(),
         }
@@ -441,7 +450,11 @@ impl Notary {
         if let Some(entered) = epochs.unsigned() {
             self.sign(entered)?;
         }
-        self.step_into_next_period()
+        self.step_into_next_period()?;
+        if self.keys_left {
+            self.erase_old_keys()?;
+        }
+        Ok(())
     }
 
     /// One entry, and its checkpoint.
@@ -479,7 +492,7 @@ impl Notary {
                 return Err(error.into());
             }
         };
-        if let Err(error) = newest::write(self.c.keys.folder(), noted.note()) {
+        if let Err(error) = signed::write(self.c.keys.folder(), noted.note()) {
             // It protects from an older copy only, and lags behind at worst.
             self.notices.push(format!(
                 "{}: the newest checkpoint is not remembered: {error}",
@@ -540,19 +553,25 @@ impl Notary {
         Ok(())
     }
 
+    /// If the last entry closes the period, goes on in the next.
     fn step_into_next_period(&mut self) -> Result<(), Trouble> {
-        let epochs = self.epochs.take().expect("settled");
-        let closes = epochs.last().is_some_and(|entry| epochs::closes(entry).is_some());
+        let closing =
+            self.epochs.take_if(|epochs| epochs.last().is_some_and(|e| epochs::closes(e).is_some()));
+        let Some(epochs) = closing else { return Ok(()) };
         let closed = epochs.period();
-        self.epochs = Some(if closes { epochs.next_period(random::bytes())? } else { epochs });
-        let period = self.epochs.as_ref().expect("just set").period();
-        // Whoever takes the machine from here on can sign for this period only.
+        self.epochs = Some(epochs.next_period(random::bytes())?);
+        self.keys_left = true;
+        self.erase_old_keys()?;
+        Ok(epochs::compact(&self.c.disk, self.c.log, closed, random::bytes())?)
+    }
+
+    /// Whoever takes the machine from here on can sign for this period only.
+    fn erase_old_keys(&mut self) -> Result<(), Trouble> {
+        let period = self.epochs.as_ref().expect("settled").period();
         for old in self.c.keys.periods()?.into_iter().filter(|old| *old < period) {
             self.c.keys.erase_period(old)?;
         }
-        if closes {
-            epochs::compact(&self.c.disk, self.c.log, closed, random::bytes())?;
-        }
+        self.keys_left = false;
         Ok(())
     }
 

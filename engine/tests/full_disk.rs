@@ -287,3 +287,30 @@ fn checkpoints_wait_for_room_and_commits_do_not() {
     assert!(notices.iter().any(|n| n.contains("no newer checkpoint")), "{notices:?}");
     scene.check("checkpoints had waited for room");
 }
+
+/// One segment finds room and a second does not: nothing is taken, since a crash could not be recovered from.
+#[test]
+fn nothing_is_taken_without_a_segment_for_a_recovery() {
+    let Some(disk) = SmallDisk::new(8) else { return };
+    let scene = &disk.scene;
+    // What the first segment, the manifests and the keys take, and not another segment.
+    let free = || hanaper_shards::io::disk::free_bytes(&disk.mount()).unwrap().unwrap();
+    while free() > (1 << 20) + (900 << 10) {
+        disk.hog().write_all(&[0x55; 4096]).unwrap();
+    }
+    disk.hog().sync_all().unwrap();
+    let log = builder(&scene.log()).shards(1).checkpoints(false).open().unwrap();
+    let mut producer = log.producer().unwrap();
+    let until = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < until {
+        let refused = producer.append(b"key", b"event").unwrap_err();
+        assert!(matches!(refused, AppendError::Backpressure(Backpressure::NoSpace)), "{refused}");
+        std::thread::yield_now();
+    }
+    disk.make_room();
+    let mut event = Event { who: (1, 1), n: 0 };
+    goes_on(&mut producer, &mut event);
+    drop(producer);
+    log.close().unwrap();
+    scene.check("with room for a recovery");
+}

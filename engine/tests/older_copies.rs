@@ -252,3 +252,47 @@ fn an_older_copy_is_not_opened_where_newer_entries_were_signed() {
     open().close().unwrap();
     assert!(findings(&log).iter().all(|f| !f.fails));
 }
+
+/// The last batch of a killed log: no stamp covers it, so when it is torn it looks as if it had never been
+/// acknowledged. A checkpoint that names it knows better.
+#[test]
+fn a_torn_tail_that_a_checkpoint_names_is_no_tail() {
+    for checkpoints in [true, false] {
+        let temporary = tempfile::tempdir().unwrap();
+        let log = temporary.path().join("log");
+        let open = || {
+            let every = std::time::Duration::from_millis(1);
+            builder(&log).shards(1).checkpoints(checkpoints).checkpoint_every(every).open()
+        };
+        let running = open().unwrap();
+        let mut producer = running.producer().unwrap();
+        let mut receipt = None;
+        for _ in 0..20 {
+            let ticket = producer.append(b"key", b"event").unwrap();
+            receipt = Some(producer.wait(ticket, WaitFor::block()).unwrap());
+        }
+        let receipt = receipt.unwrap();
+        assert_eq!(running.wait_checkpointed(&receipt, std::time::Duration::from_secs(60)), checkpoints);
+        drop(producer);
+        drop(running);
+        // The batch with the last event, and whatever came behind it, is gone: as far as the disk can tell, it was
+        // torn.
+        let segment = log.join("shard-0000-0000000000.segment");
+        let mut content = fs::read(&segment).unwrap();
+        let last = content
+            .chunks(4096)
+            .position(|block| block.starts_with(b"HNPRBTCH") && block[56..64] == receipt.batch.to_le_bytes());
+        content[last.unwrap() * 4096..].fill(0);
+        fs::write(&segment, content).unwrap();
+        match checkpoints {
+            true => {
+                let error = open().map(|_| ()).unwrap_err();
+                assert!(error.to_string().contains("ROLLED-BACK"), "{error}");
+                let found = findings(&log);
+                assert!(found.iter().any(|f| f.verdict == "MISSING" && f.fails), "{found:?}");
+            }
+            // Nothing else knows of it: that is what the durability page says of the last batches.
+            false => open().unwrap().close().map(|_| ()).unwrap(),
+        }
+    }
+}

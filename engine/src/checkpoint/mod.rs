@@ -16,9 +16,9 @@
 pub mod entry;
 pub mod epochs;
 pub mod keys;
-pub mod newest;
 pub mod note;
 pub mod proof;
+pub mod signed;
 pub mod tlog;
 
 use base64ct::{Base64, Encoding};

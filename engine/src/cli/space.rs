@@ -1,10 +1,10 @@
 //! Whether a new log has a chance on its disk. A log that is there waits for space; one that could never begin
 //! would wait for ever.
 
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use hanaper::read::{self, ReadError, Reader};
+use hanaper_shards::io::disk;
 
 use super::exit::{Exit, Failure};
 use super::numbers::{count, size};
@@ -44,14 +44,5 @@ fn free_bytes(folder: &Path) -> Option<u64> {
     let there =
         folder.ancestors().map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path });
     let there = there.into_iter().find(|path| path.is_dir())?;
-    let name = std::ffi::CString::new(there.as_os_str().as_bytes()).ok()?;
-    let mut answer = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-    // SAFETY: the name ends with a zero, and the answer is memory of the right type; all-zero is a valid one.
-    let answer = unsafe {
-        let result = libc::statvfs(name.as_ptr(), answer.as_mut_ptr());
-        (result == 0).then(|| answer.assume_init())?
-    };
-    // Some file systems do not say how large they are.
-    #[allow(clippy::unnecessary_cast)] // Its type differs from one architecture to the next.
-    (answer.f_blocks > 0).then(|| answer.f_bavail as u64 * answer.f_frsize as u64)
+    disk::free_bytes(there).ok()?
 }

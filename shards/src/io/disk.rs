@@ -171,21 +171,20 @@ impl Folder {
     }
 }
 
-impl Folder {
-    /// Bytes that are free to this process, as the file system counts them at this moment.
-    pub fn free_bytes(&self) -> io::Result<u64> {
-        let path = std::ffi::CString::new(self.shared.path.as_os_str().as_bytes())?;
-        let mut answer = std::mem::MaybeUninit::<libc::statvfs>::zeroed();
-        // SAFETY: the path ends in a zero, and the answer is memory of the right type.
-        let result = unsafe { libc::statvfs(path.as_ptr(), answer.as_mut_ptr()) };
-        if result != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: all-zero is a valid statvfs, and the kernel has filled it in.
-        let answer = unsafe { answer.assume_init() };
-        #[allow(clippy::unnecessary_cast)] // Their types differ from one architecture to the next.
-        Ok((answer.f_bavail as u64).saturating_mul(answer.f_frsize as u64))
+/// Bytes that are free to this process on the file system of a folder, at this moment. `None` if it does not say.
+pub fn free_bytes(folder: &Path) -> io::Result<Option<u64>> {
+    let path = std::ffi::CString::new(folder.as_os_str().as_bytes())?;
+    let mut answer = MaybeUninit::<libc::statvfs>::zeroed();
+    // SAFETY: the path ends in a zero, and the answer is memory of the right type.
+    let result = unsafe { libc::statvfs(path.as_ptr(), answer.as_mut_ptr()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
     }
+    // SAFETY: all-zero is a valid statvfs, and the kernel has filled it in.
+    let answer = unsafe { answer.assume_init() };
+    #[allow(clippy::unnecessary_cast)] // Their types differ from one architecture to the next.
+    let free = (answer.f_bavail as u64).saturating_mul(answer.f_frsize as u64);
+    Ok((answer.f_blocks > 0).then_some(free))
 }
 
 impl Disk for Folder {

@@ -271,6 +271,7 @@ impl<I: Io> Shard<I> {
         published: Arc<Published>,
         incarnations: Box<dyn FnMut() -> Incarnation>,
     ) -> Shard<I> {
+        let segment = start.segment();
         let mut requests: Vec<Request> =
             start.to_seal.into_iter().map(|job| Request::Seal(Box::new(job))).collect();
         requests.reserve(4);
@@ -288,12 +289,7 @@ impl<I: Io> Shard<I> {
             tree: start.tree,
             fresh: Vec::with_capacity(FRESH_MAX),
             head_times: None,
-            segment: start
-                .active
-                .as_ref()
-                .map(|a| a.header.index)
-                .or(start.predecessor.map(|p| p.index))
-                .unwrap_or(0),
+            segment,
             chain: start.chain,
             // What recovery carried forward is durable, but no header on disk says so yet.
             unstamped: start.recovered.is_some(),

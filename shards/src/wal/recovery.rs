@@ -75,6 +75,14 @@ pub struct Start<F> {
     pub cut: Vec<Cut>,
 }
 
+impl<F> Start<F> {
+    /// Index of the segment that is gone on in, or that was last.
+    pub fn segment(&self) -> u64 {
+        let active = self.active.as_ref().map(|active| active.header.index);
+        active.or(self.predecessor.map(|p| p.index)).unwrap_or(0)
+    }
+}
+
 /// Bytes of a segment that a recovery cut off.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {

@@ -38,7 +38,7 @@ fn shard_with_one_segment(disk: &SimDisk) -> Shard<SimIo> {
         stamp_after_ns: 10_000_000,
     };
     let supply = Arc::new(Supply::default());
-    let (clock, _) = Clock::manual(1);
+    let (clock, _) = Clock::manual(1000);
     let mut lives = 2;
     let incarnations = Box::new(move || {
         lives += 1;
@@ -129,4 +129,21 @@ fn a_shard_that_gets_no_segment_any_more_stops_and_says_so() {
     shard.supply.broken.store(true, Ordering::Relaxed);
     turn(&mut shard, &mut io);
     assert!(matches!(shard.failure(), Some(Stopped::Poisoned { .. })), "{:?}", shard.failure());
+}
+
+/// What happened at some time is told with that time, however much later the shard gets to it; and never before what
+/// was told before.
+#[test]
+fn a_word_keeps_the_time_at_which_it_was_true() {
+    let world = SimWorld::new(1);
+    let disk = world.disk();
+    let mut io = SimIo::new(disk.clone());
+    let mut shard = shard_with_one_segment(&disk);
+    shard.say_at(7, "opened".to_owned());
+    shard.say_at(3, "and then".to_owned());
+    for _ in 0..20 {
+        turn(&mut shard, &mut io);
+    }
+    let first = shard.active.as_ref().unwrap().batches[0];
+    assert_eq!((first.count, first.time_min, first.time_max), (2, 7, 8));
 }

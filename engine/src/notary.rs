@@ -3,7 +3,7 @@
 //! The coordinator decides and the epochs remember; here are the effects, in the order that the types ask for.
 //! Commits never wait for any of it: when the disk or a key says no, that is told as trouble, and tried again.
 //!
-//! A period's key changes at each opening and each hour of it, in steps of which a crash may come between any
+//! A period's key changes at each opening, each hour of it and each 4096 entries, in steps of which a crash may come between any
 //! two: the next seed is durable, the entry that names its key is durable, the closing note is durable, the next
 //! journal is begun, the old seed is erased. Whatever opens the log next does what is left ([`Notary::settle`]).
 
@@ -186,7 +186,7 @@ pub(crate) fn begin(
 ) -> Result<(Keyring, BTreeMap<u32, ShardLine>), OpenError> {
     let (path, log) = (&builder.path, state.log);
     let failed = |source| OpenError::Keys { path: path.clone(), source };
-    // Read once: within its hour a period may have grown to tens of megabytes.
+    // Read once: by its 4096th entry the journal of a period takes tens of megabytes.
     let period = last_period(disk, path, log)?;
     let folder = match &builder.state {
         Some(folder) => folder.clone(),

@@ -96,6 +96,7 @@ impl std::fmt::Debug for Frontier {
 #[cfg(test)]
 mod tests {
     use super::super::leaf;
+    use super::super::vectors::DATA;
     use super::*;
 
     /// The definition of RFC 6962, word for word.
@@ -113,16 +114,6 @@ mod tests {
     /// The eight leaves and the roots that Certificate Transparency's implementations test with.
     #[test]
     fn roots_are_those_of_other_implementations() {
-        let data: [&[u8]; 8] = [
-            b"",
-            b"\x00",
-            b"\x10",
-            b"\x20\x21",
-            b"\x30\x31",
-            b"\x40\x41\x42\x43",
-            b"\x50\x51\x52\x53\x54\x55\x56\x57",
-            b"\x60\x61\x62\x63\x64\x65\x66\x67\x68\x69\x6a\x6b\x6c\x6d\x6e\x6f",
-        ];
         let roots = [
             "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
@@ -137,7 +128,7 @@ mod tests {
         let mut frontier = Frontier::new();
         for (size, root) in roots.iter().enumerate() {
             assert_eq!(crate::manifest::hex(&frontier.root()), *root, "{size} leaves");
-            if let Some(data) = data.get(size) {
+            if let Some(data) = DATA.get(size) {
                 frontier.push(leaf(data));
             }
         }

@@ -62,3 +62,18 @@ fn perfect(first: u64, end: u64) -> impl Iterator<Item = Node> {
         Some(node)
     })
 }
+
+#[cfg(test)]
+mod vectors {
+    /// The data of the eight leaves that Certificate Transparency's implementations test with.
+    pub(super) const DATA: [&[u8]; 8] = [
+        b"",
+        b"\x00",
+        b"\x10",
+        b"\x20\x21",
+        b"\x30\x31",
+        b"\x40\x41\x42\x43",
+        b"\x50\x51\x52\x53\x54\x55\x56\x57",
+        b"\x60\x61\x62\x63\x64\x65\x66\x67\x68\x69\x6a\x6b\x6c\x6d\x6e\x6f",
+    ];
+}

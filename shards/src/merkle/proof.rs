@@ -199,6 +199,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::convert::Infallible;
 
+    use super::super::vectors::DATA;
     use super::super::{Frontier, leaf};
     use super::*;
 
@@ -289,19 +290,9 @@ mod tests {
     #[test]
     fn proofs_are_those_of_other_implementations() {
         let hex = |bytes: &[Hash]| bytes.iter().map(|h| crate::manifest::hex(h)).collect::<Vec<_>>();
-        let data: [&[u8]; 8] = [
-            b"",
-            b"\x00",
-            b"\x10",
-            b"\x20\x21",
-            b"\x30\x31",
-            b"\x40\x41\x42\x43",
-            b"\x50\x51\x52\x53\x54\x55\x56\x57",
-            b"\x60\x61\x62\x63\x64\x65\x66\x67\x68\x69\x6a\x6b\x6c\x6d\x6e\x6f",
-        ];
         let mut nodes = BTreeMap::new();
         let mut frontier = Frontier::new();
-        for data in data {
+        for data in DATA {
             frontier.push_telling(leaf(data), &mut |at, hash| {
                 nodes.insert(at, *hash);
             });

@@ -7,7 +7,10 @@
 //! # let folder = tempfile::tempdir()?;
 //! use hanaper::{Log, WaitFor};
 //!
-//! let log = Log::builder(folder.path().join("audit")).shards(1).open()?;
+//! let log = Log::builder(folder.path().join("audit"))
+//!     .shards(1)
+//! #     .state(folder.path().join("keys"))
+//!     .open()?;
 //! let mut producer = log.producer()?; // one per thread
 //! let ticket = producer.append(b"account-7", b"order 4711 accepted")?; // answers at once
 //! let receipt = producer.wait(ticket, WaitFor::block())?; // durable from here on

@@ -4,8 +4,9 @@
 //! kept one of those would see a forked log, so it is not opened. The file is put in place whole and is not synced:
 //! it may lag behind, and then sees less.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::Checkpoint;
@@ -16,7 +17,8 @@ const NAME: &str = "newest";
 /// Remembers a note.
 pub fn write(keys: &Path, note: &Note) -> io::Result<()> {
     let new = keys.join("newest.new");
-    fs::write(&new, note.to_string())?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(note.to_string().as_bytes())?;
     fs::rename(&new, keys.join(NAME))
 }
 
